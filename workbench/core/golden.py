@@ -1,0 +1,98 @@
+"""Golden results: the ``full`` profile of a study as one reviewable text, ``data/golden/<arxiv id>.json``, which opens its notebook at once.
+
+Comparison: integers and counts equal; other inference metrics to a relative 1e-4, and at most max(2, 0.1 %) of the samples differ; points of contenders
+that train something (`evidence="recorded"`) are compared by claim status alone; timing never. It changes by ``workbench run ID --profile full --golden`` only.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from .measurements import Measurements, Stored, write_whole
+from .study import Study, StudyError
+
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "golden"
+FORMAT = 1
+
+
+def path_of(study: Study) -> Path:
+    return FOLDER / f"{study.paper}.json"
+
+
+def environment() -> dict[str, str]:
+    """Versions and the processor's name, kept beside results so that differences can be explained."""
+    import importlib.metadata as metadata
+
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "scikit-image", "torch-pruning", "pillow")}
+    return {"python": platform.python_version(), "cpu": cpu_name(), **versions}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(study: Study, m: Measurements, verdicts: list) -> Path:
+    """Writes the golden file: one point a line, sorted, with the claims' verdicts of that run."""
+    stored = sorted(m.points, key=lambda s: (s.point.tier, s.point.contender, s.point.knobs, s.point.replica, s.point.seed))
+    head = {"format": FORMAT, "paper": study.paper, "environment": environment(), "data": study.track.data_key(),
+            "verdicts": {v.name: v.status for v in verdicts}}
+    lines = ",\n".join(json.dumps(item.to_json(), sort_keys=True) for item in stored)
+    text = json.dumps(head, indent=1)[:-2] + ',\n "points": [\n' + lines + "\n]}\n"
+    write_whole(path_of(study), text.encode())
+    return path_of(study)
+
+
+def read(study: Study) -> dict:
+    """The golden file as written (empty where there is none)."""
+    path = path_of(study)
+    if not path.exists():
+        return {"points": [], "verdicts": {}}
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged ({error}); restore it or run `workbench run {study.name} --profile full --golden`") from None
+    if data.get("format") != FORMAT:
+        raise StudyError(f"{path} has format {data.get('format')}; this version reads {FORMAT}")
+    return data
+
+
+def points(study: Study) -> list[Stored]:
+    """The golden points of contenders that still exist."""
+    return [Stored.from_json(point) for point in read(study)["points"] if point["contender"] in study.field]
+
+
+def stale(study: Study, stored: list[Stored]) -> int:
+    """How many golden points were made by code or data that differ from today's."""
+    from .sweep import path_of as where
+
+    return sum(where(study, item.point)[1] != item.key for item in stored)
+
+
+def compare(study: Study, m: Measurements) -> list[str]:
+    """The differences between freshly measured points and the golden ones that matter; an empty list means that they agree."""
+    golden = {item.point: item.result for item in points(study)}
+    differences = []
+    for item in m.points:
+        if item.point not in golden or study.field[item.point.contender].evidence == "recorded":
+            continue
+        old, where = golden[item.point], f"{item.point.contender} {dict(item.point.knobs)} replica {item.point.replica}"
+        for name, samples in old.samples.items():
+            new = item.result.samples.get(name)
+            changed = len(samples) if new is None or new.shape != samples.shape else int((new != samples).sum())
+            if np.issubdtype(samples.dtype, np.integer) and changed > max(2, samples.size // 1000):
+                differences.append(f"{where}: {changed} of {samples.size} samples of {name} differ")
+        flips = max((2 / max(s.size, 1) for s in old.samples.values()), default=0)
+        for name, value in old.metrics.items():
+            new = item.result.metrics.get(name, np.nan)
+            exact = isinstance(value, int)
+            if exact and new != value or not exact and not np.isclose(new, value, rtol=max(1e-4, flips), atol=100 * flips, equal_nan=True):
+                differences.append(f"{where}: {name} is {new}, golden {value}")
+    return differences

@@ -1,0 +1,158 @@
+"""Measured points of one study: a tidy frame, and beside it the samples, series and exhibits of each point by key.
+
+On disk a point is one small file: a JSON head and plain arrays, nothing that is unpickled. A set of points (a golden file) is one JSON text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .study import Point, Result, Study, StudyError
+
+FIXED = ["paper", "contender", "role", "track", "tier", "replica", "seed", "key"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A point as measured: where it stands, what came out, and the CPU seconds it took."""
+
+    point: Point
+    key: str
+    result: Result
+    seconds: float = 0.0
+
+    def to_json(self) -> dict:
+        point, result = self.point, self.result
+        return {"contender": point.contender, "knobs": dict(point.knobs), "replica": point.replica, "seed": point.seed, "tier": point.tier,
+                "key": self.key, "seconds": round(self.seconds, 3), "metrics": {name: _number(v) for name, v in result.metrics.items()},
+                "samples": {name: encode_array(v) for name, v in result.samples.items()},
+                "series": {name: encode_array(np.asarray(v, np.float32)) for name, v in result.series.items()},
+                "exhibits": {name: encode_array(v) for name, v in result.exhibits.items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> Stored:
+        point = Point(data["contender"], tuple(sorted(data["knobs"].items())), data["replica"], data["seed"], data["tier"])
+        arrays = {name: {k: decode_array(v) for k, v in data[name].items()} for name in ("samples", "series", "exhibits")}
+        metrics = {name: float("nan") if value is None else value for name, value in data["metrics"].items()}
+        return cls(point, data["key"], Result(metrics, **arrays), data["seconds"])
+
+
+def _number(value: float) -> float | int | None:
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def encode_array(array: np.ndarray) -> list:
+    """An array as ``[dtype, shape, base64 of its deflated little-endian bytes]``; booleans are packed to bits."""
+    array = np.asarray(array)
+    if array.dtype == object:
+        raise StudyError(f"samples, series and exhibits must be plain numbers, not {array.dtype}")
+    raw = np.packbits(array) if array.dtype == bool else array.astype(array.dtype.newbyteorder("<"))
+    return [array.dtype.name, list(array.shape), base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode()]
+
+
+def decode_array(text: list) -> np.ndarray:
+    name, shape, packed = text
+    count = int(np.prod(shape, dtype=np.int64)) if shape else 1
+    size = (count + 7) // 8 if name == "bool" else count * np.dtype(name).itemsize
+    decoder = zlib.decompressobj()
+    raw = decoder.decompress(base64.b64decode(packed), size)
+    if len(raw) != size:
+        raise StudyError(f"stored array is damaged: {len(raw)} of {size} bytes")
+    if name == "bool":
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool).reshape(shape)
+    return np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name).reshape(shape)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: into a temporary file beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_point(path: Path, stored: Stored) -> None:
+    write_whole(path, zlib.compress(json.dumps(stored.to_json()).encode(), 6))
+
+
+def read_point(path: Path) -> Stored | None:
+    """The stored point, or None where there is none or the file is damaged (it is then measured again)."""
+    try:
+        return Stored.from_json(json.loads(zlib.decompress(path.read_bytes())))
+    except (OSError, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The points of one study, as claims see them. ``subject`` names the contender that the claims speak of."""
+
+    study: Study
+    points: tuple[Stored, ...]
+    subject: str = ""
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not self.subject:
+            object.__setattr__(self, "subject", self.study.subject)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a point: ``paper, contender, role, track, tier, replica, seed, key``, the knobs (NaN where a contender lacks one), the metrics."""
+        if "frame" not in self._cache:
+            self._cache["frame"] = tidy(self.study, self.points)
+        return self._cache["frame"]
+
+    def by_key(self, key: str) -> Stored:
+        if "index" not in self._cache:
+            self._cache["index"] = {stored.key: stored for stored in self.points}
+        return self._cache["index"][key]
+
+    def standing_in(self, contender: str) -> Measurements:
+        """The same points with ``contender`` in the subject's place: does the claim still hold of an ablation, of a rival?"""
+        return Measurements(self.study, self.points, contender, self._cache)
+
+    def rows(self, contender: str | None = None, tier: str = "embedded", **knobs: float) -> pd.DataFrame:
+        """Rows of a contender (default: the subject); ``knobs`` pin values, knobs not named stand at their defaults unless they are the only one."""
+        name = contender or self.subject
+        frame = self.frame
+        rows = frame[(frame.contender == name) & (frame.tier == tier)]
+        for knob in self.study.knobs:
+            if knob.name in knobs and knob.name in self.study.field[name].arguments:
+                rows = rows[np.isclose(rows[knob.name].astype(float), knobs[knob.name])]
+        return rows
+
+    def samples(self, rows: pd.DataFrame, name: str) -> list[np.ndarray]:
+        """The per-item samples of each row."""
+        return [self.by_key(key).result.samples[name] for key in rows.key]
+
+    def series(self, rows: pd.DataFrame, name: str) -> list[np.ndarray]:
+        return [np.asarray(self.by_key(key).result.series[name], dtype=float) for key in rows.key]
+
+
+def tidy(study: Study, points: Iterable[Stored]) -> pd.DataFrame:
+    rows = []
+    for stored in points:
+        point = stored.point
+        contender = study.field.get(point.contender)
+        rows.append({"paper": study.paper, "contender": point.contender, "role": contender.role if contender else "unknown",
+                     "track": study.track.name, "tier": point.tier, "replica": point.replica, "seed": point.seed, "key": stored.key,
+                     **{knob.name: np.nan for knob in study.knobs}, **dict(point.knobs), **stored.result.metrics})
+    columns = [*FIXED, *(knob.name for knob in study.knobs), *study.track.metrics]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))

@@ -1,0 +1,117 @@
+"""Finds papers: the catalogue of 165, and those of them (and classics) that are implemented here.
+
+A paper module is any module in ``workbench/papers/<family>/`` whose text has a line ``STUDY = Study(``; its id stands in the line ``paper="…"``. It is
+found by reading, not by importing, so that listing 165 papers imports none.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from .study import Study, StudyError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the catalogue. ``module`` is empty where the paper is not implemented; ``kind`` is ``paper`` or ``classic``."""
+
+    arxiv: str
+    title: str
+    family: str
+    date: str = ""
+    code: str = ""
+    name: str = ""
+    module: str = ""
+    kind: str = "paper"
+
+    @property
+    def implemented(self) -> bool:
+        return bool(self.module)
+
+    def study(self) -> Study:
+        """The paper's study (imports its module)."""
+        if not self.module or self.kind == "classic":
+            raise StudyError(f"{self.arxiv} ({self.title}) is not implemented yet; implemented: {', '.join(e.name for e in implemented())}")
+        return importlib.import_module(self.module).STUDY
+
+
+@lru_cache(maxsize=1)
+def catalogue() -> tuple[Entry, ...]:
+    """All 165 papers in catalogue order, then the classics."""
+    found = _implemented()
+    with open(ROOT / "catalog.csv", encoding="utf8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    papers = [Entry(row["arxiv"], row["title"], row["family"], row["date"], row["code"], *found.get(row["arxiv"], ("", ""))) for row in rows]
+    return (*papers, *_classics())
+
+
+@lru_cache(maxsize=1)
+def _implemented() -> dict[str, tuple[str, str]]:
+    found = {}
+    for path in sorted((ROOT / "papers").glob("*/*.py")):
+        text = path.read_text(encoding="utf8")
+        if re.search(r"^STUDY = Study\(", text, re.M):
+            block = text[text.index("\nSTUDY = Study("):]
+            paper, name = (re.search(rf'\b{word}="([^"]+)"', block) for word in ("paper", "name"))
+            if paper and name:
+                found[paper.group(1)] = (name.group(1), f"workbench.papers.{path.parent.name}.{path.stem}")
+    return found
+
+
+def _classics() -> list[Entry]:
+    """Classics are the entries of ``CLASSICS`` rows (``# classic: key | title | year``) in a family's ``classics.py``."""
+    entries = []
+    for path in sorted((ROOT / "papers").glob("*/classics.py")):
+        for key, title, year in re.findall(r"^# classic: ([\w-]+) \| (.+?) \| (\d{4})$", path.read_text(encoding="utf8"), re.M):
+            entries.append(Entry(key, title, path.parent.name, year, "", key, f"workbench.papers.{path.parent.name}.classics", "classic"))
+    return entries
+
+
+def implemented() -> list[Entry]:
+    """The implemented papers (not classics), in catalogue order."""
+    return [entry for entry in catalogue() if entry.implemented and entry.kind == "paper"]
+
+
+def families() -> dict[str, str]:
+    """Family name → the first paragraph of its page (the docstring of its package), or its name where it has none yet."""
+    glosses = {}
+    for name in dict.fromkeys(entry.family for entry in catalogue()):
+        path = ROOT / "papers" / name / "__init__.py"
+        match = re.match(r'\s*"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf8"), re.S) if path.exists() else None
+        glosses[name] = " ".join(match.group(1).split()) if match else ""
+    return glosses
+
+
+def find(name: str) -> Entry:
+    """The entry with this arXiv id or short name; a wrong one is answered with the three nearest."""
+    entries = {key: entry for entry in catalogue() for key in (entry.arxiv.lower(), entry.name.lower()) if key}
+    key = str(name).strip().lower().removeprefix("arxiv:")
+    if key in entries:
+        return entries[key]
+    titles = {entry.title.lower(): entry for entry in catalogue()}
+    near = difflib.get_close_matches(key, entries, 3, 0.0) if len(key) < 15 else \
+        [titles[t].arxiv for t in difflib.get_close_matches(key, titles, 3, 0.0)]
+    raise StudyError(f"no paper {name!r}; the nearest are {', '.join(near)} (`workbench papers` lists all)")
+
+
+def select(name: str) -> list[Entry]:
+    """The implemented papers meant by an id, a short name, a family or ``all``."""
+    if name == "all":
+        return implemented()
+    if name in {entry.family for entry in catalogue()}:
+        chosen = [entry for entry in implemented() if entry.family == name]
+        if not chosen:
+            raise StudyError(f"no paper of the family {name} is implemented yet; implemented families: "
+                             f"{', '.join(sorted({e.family for e in implemented()}))}")
+        return chosen
+    entry = find(name)
+    entry.study()
+    return [entry]

@@ -1,0 +1,147 @@
+"""Measures the points of a study on all cores: forked workers with torch loaded, one thread each, a time limit a point.
+
+A finished point is stored at once under its key, so a sweep that is stopped or killed resumes and repeats nothing. A point that fails, runs out of
+time or loses its worker is reported with paper and knobs, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, TimeoutError, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import registry
+from .keys import point_key
+from .measurements import Measurements, Stored, read_point, write_point
+from .study import Point, Study, StudyError, measure
+
+
+def store_folder() -> Path:
+    """Where measured points are kept: ``$WORKBENCH_CACHE`` or ``.cache`` beside the package."""
+    return Path(os.environ.get("WORKBENCH_CACHE", Path(__file__).resolve().parents[2] / ".cache")) / "points"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A point that could not be measured, and why."""
+
+    paper: str
+    point: Point
+    reason: str
+
+    def __str__(self) -> str:
+        knobs = ", ".join(f"{name}={value:g}" for name, value in self.point.knobs)
+        return f"{self.paper} · {self.point.contender} ({knobs}; replica {self.point.replica}, seed {self.point.seed}): {self.reason}"
+
+
+@dataclass
+class Sweep:
+    """What came of a sweep: its measurements, the points that failed, how many were measured anew, and their CPU seconds."""
+
+    measurements: Measurements
+    failures: list[Failure] = field(default_factory=list)
+    measured: int = 0
+    cpu_seconds: float = 0.0
+
+
+def module_of(study: Study) -> str:
+    return registry.find(study.paper).module
+
+
+def path_of(study: Study, point: Point) -> tuple[Path, str]:
+    """Where the point is stored, and its key."""
+    key = point_key(module_of(study), study.track.data_key(), point)
+    return store_folder() / study.paper / f"{key}.point", key
+
+
+def run_point(module: str, point: Point) -> Stored:
+    """Measures and stores one point (in a worker; the study is imported by its module's name)."""
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    study: Study = importlib.import_module(module).STUDY
+    path, key = path_of(study, point)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    result = measure(study, point)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    stored = Stored(point, key, result, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    write_point(path, stored)
+    return stored
+
+
+def pool(jobs: int):
+    """A pool of ``jobs`` workers from a forkserver that has torch loaded; a stopped task's worker is killed at once."""
+    import pebble
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "numpy", "pandas", "workbench.core.sweep"])
+    return pebble.ProcessPool(max_workers=jobs, context=context)
+
+
+def sweep(study: Study, profile: str = "quick", jobs: int | None = None, fresh: bool = False, points: Sequence[Point] | None = None,
+          on_point: Callable[[int, int], None] | None = None, known: Iterable[Stored] = ()) -> Sweep:
+    """Measures the study's points (``points``: only these). ``fresh`` ignores what is stored; ``on_point(done, total)`` reports progress.
+
+    ``known`` are points from elsewhere (a golden file) that are used where their key is that of the current code.
+    """
+    from . import golden
+
+    wanted = list(points if points is not None else study.points(profile))
+    recorded = {name for name, contender in study.field.items() if contender.evidence == "recorded"}
+    by_key = {stored.key: stored for stored in known}
+    found: dict[Point, Stored] = {}
+    if not fresh:
+        for point in wanted:
+            path, key = path_of(study, point)
+            stored = read_point(path) or by_key.get(key)
+            if stored is not None and stored.key == key:
+                found[point] = stored
+    todo = [point for point in wanted if point not in found]
+    result = Sweep(Measurements(study, ()), measured=len(todo))
+    done = len(wanted) - len(todo)
+    if on_point:
+        on_point(done, len(wanted))
+    if todo:
+        module = module_of(study)
+        study.track.data_key()
+        with pool(min(jobs or os.cpu_count() or 1, len(todo))) as workers:
+            futures = {workers.schedule(run_point, args=(module, point), timeout=study.time_limit): point for point in todo}
+            try:
+                for future in as_completed(futures):
+                    point = futures[future]
+                    try:
+                        stored = future.result()
+                        found[point] = stored
+                        result.cpu_seconds += stored.seconds
+                    except TimeoutError:
+                        result.failures.append(Failure(study.paper, point, f"not finished after {study.time_limit:g} s"))
+                    except CancelledError:
+                        raise
+                    except Exception as error:
+                        result.failures.append(Failure(study.paper, point, f"{type(error).__name__}: {error}"))
+                    done += 1
+                    if on_point:
+                        on_point(done, len(wanted))
+            except BaseException:
+                workers.stop()
+                workers.join(5)
+                raise
+    if profile == "quick" and points is None and recorded:
+        for stored in golden.points(study):
+            if stored.point.contender in recorded:
+                found.setdefault(stored.point, stored)
+    result.measurements = Measurements(study, tuple(found.values()))
+    return result
+
+
+def require(result: Sweep) -> Measurements:
+    """The measurements, or an error that lists the failed points."""
+    if result.failures:
+        raise StudyError("points failed:\n  " + "\n  ".join(map(str, result.failures)))
+    return result.measurements
