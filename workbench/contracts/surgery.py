@@ -1,0 +1,303 @@
+"""Structural surgery: choose channels by their scores and really take them out.
+
+    groups = channel_groups(model, example)                       # one ChannelGroup per coupled set of channels
+    scores = {g.name: sum(g.spread(m, m.weights().abs().sum(1)) for m in g.producers) for g in groups}   # L1: one number a unit
+    drop = select(groups, scores, model, example, ratio=.5)       # {group name: units}, half of the multiply–accumulates
+    small = remove(model, drop, example, groups)                  # a deep copy whose tensors are smaller
+    reestimate_batchnorm(small, images)                           # before judging a net that is not fine-tuned
+
+MACs are multiply–accumulates of one sample through convolutions, linear layers and attention products, at the shapes that really occur.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from workbench.contracts.channels import CONV, ChannelGroup, Member, channel_groups, forward, left_alone
+
+__all__ = ["ChannelGroup", "Member", "channel_groups", "left_alone", "forward", "select", "remove", "mask",
+           "macs", "macs_by_layer", "parameters", "reestimate_batchnorm"]
+
+Drop = Mapping[str, Sequence[int] | Tensor]
+
+
+# ---------------------------------------------------------------------------------------------------------------- removing
+
+def _axes(member: Member, module) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The layer's tensors with the dimension that holds the member's channels, and the attributes that count them."""
+    if member.role == "consumer":
+        return ({"weight": 0 if getattr(module, "transposed", False) else 1}, ("in_channels" if isinstance(module, CONV) else "in_features",))
+    if member.role == "producer":
+        return ({"weight": 1 if getattr(module, "transposed", False) else 0, "bias": 0},
+                ("out_channels" if isinstance(module, CONV) else "out_features",))
+    if member.role == "depthwise":
+        return {"weight": 0, "bias": 0}, ("in_channels", "out_channels", "groups")
+    if isinstance(module, nn.Embedding):
+        return {"weight": 1}, ("embedding_dim",)
+    counts = tuple(a for a in ("num_features", "num_channels", "normalized_shape", "num_parameters") if hasattr(module, a))
+    return {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, counts
+
+
+def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, example) -> list[tuple[Member, Tensor]]:
+    """(member, its channels to go), one entry per layer and side."""
+    known = {g.name: g for g in groups}
+    found: dict[tuple[str, str], tuple[Member, set]] = {}
+    for name, units in drop.items():
+        if name not in known:
+            reason = left_alone(model, example).get(name, f"the groups are {', '.join(known)}")
+            raise ValueError(f"drop: {name!r} is no prunable group: {reason}")
+        group, units = known[name], sorted({int(u) for u in units})
+        if units and not 0 <= units[0] <= units[-1] < group.size:
+            raise ValueError(f"drop: {name!r} has units 0 … {group.size - 1}, found {units[0]} … {units[-1]}")
+        if len(units) >= group.size:
+            raise ValueError(f"drop: {name!r} would lose all of its {group.size} channels; at least one must stay")
+        for member in group.members:
+            gone = member.index[torch.isin(member.units, torch.tensor(units, dtype=torch.long))].flatten().tolist()
+            found.setdefault((member.name, member.role), (member, set()))[1].update(gone)
+    return [(member, torch.tensor(sorted(gone))) for member, gone in found.values() if gone]
+
+
+def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+
+
+def _rest(count: int, gone: Tensor) -> Tensor:
+    stays = torch.ones(count, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero().flatten()
+
+
+def _shrink(model: nn.Module, member: Member, gone: Tensor) -> None:
+    if isinstance(member.module, nn.Parameter):
+        owner, leaf = _parent(model, member.name)
+        keep = _rest(member.module.shape[member.dim], gone)
+        return _replace(owner, leaf, getattr(owner, leaf).detach().index_select(member.dim, keep))
+    module = model.get_submodule(member.name)
+    tensors, counts = _axes(member, module)
+    for name, dim in tensors.items():
+        if (tensor := getattr(module, name, None)) is not None:
+            axis = tensor.shape[dim]
+            here = gone[gone < axis]  # columns of a grouped convolution: the slots of its first group stand for all
+            _replace(module, name, tensor.detach().index_select(dim, _rest(axis, here).to(tensor.device)))
+    for count in counts:
+        old = getattr(module, count)
+        setattr(module, count, (old[0] - len(gone),) if isinstance(old, tuple) else old - len(gone))
+
+
+def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] | None = None) -> nn.Module:
+    """A deep copy without the units ``{group name: indices}``; its tensors are smaller. ``groups``: those of ``model``, to save a trace.
+
+    ValueError: unknown group, index out of range, a group that would lose everything, a model whose code fixes the number of channels.
+    """
+    small = copy.deepcopy(model)
+    if not drop:
+        return small
+    for member, gone in _doomed(drop, groups or channel_groups(model, example), model, example):
+        _shrink(small, member, gone)
+    _run(small, example, "the model's own code fixes the number of channels somewhere; put that layer into `ignore`")
+    return small
+
+
+class _NormOfRest(nn.Module):
+    """A normalisation whose statistics run over several channels, computed over those that stay only."""
+
+    def __init__(self, norm: nn.Module, stays: Tensor):
+        super().__init__()
+        self.norm, self.stays, self.dim = norm, stays, -1 if isinstance(norm, nn.LayerNorm) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_copy(self.dim, self.stays, self.norm(x.index_select(self.dim, self.stays)))
+
+
+def mask(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] | None = None) -> nn.Module:
+    """A deep copy of the same shape in which the same units are zero: what :func:`remove` must equal. For checks, never for speed or size."""
+    masked = copy.deepcopy(model)
+    for member, gone in _doomed(drop, groups or channel_groups(model, example), model, example) if drop else ():
+        owner, leaf = _parent(masked, member.name)
+        module = getattr(owner, leaf)
+        with torch.no_grad():
+            if isinstance(module, nn.Parameter):
+                module.index_fill_(member.dim, gone, 0)
+            elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                stays = _rest(member.module.weight.numel(), gone)
+                _shrink(masked, member, gone)
+                setattr(owner, leaf, _NormOfRest(module, stays))
+            else:
+                for name, dim in _axes(member, module)[0].items():
+                    if (tensor := getattr(module, name, None)) is not None:
+                        tensor.index_fill_(dim, gone[gone < tensor.shape[dim]], 1 if name == "running_var" else 0)
+    return masked
+
+
+# ---------------------------------------------------------------------------------------------------------------- counting
+
+def _run(model: nn.Module, example, hint: str = "is it of the shape that the model takes?") -> None:
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            forward(model, example)
+    except Exception as error:
+        shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ValueError(f"example: the model does not run on an example of shape {shape} ({error}); {hint}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def macs_by_layer(model: nn.Module, example) -> dict[str, int]:
+    """Layer -> multiply–accumulates of one sample, biases not counted; ``"(functional)"``: attention products and calls without a layer."""
+    counts: dict[str, int] = defaultdict(int)
+    first = example if isinstance(example, Tensor) else next(iter(example.values() if isinstance(example, Mapping) else example))
+
+    def count(name):
+        def hook(module, inputs, output):
+            if isinstance(module, nn.Linear):
+                total = output.numel() * module.in_features
+            elif module.transposed:  # every input value meets the whole kernel
+                total = inputs[0].numel() * module.weight[0].numel()
+            else:
+                total = output.numel() * module.weight[0].numel()
+            counts[name] += total // len(first)
+        return hook
+
+    hooks = [m.register_forward_hook(count(name)) for name, m in model.named_modules() if isinstance(m, (CONV, nn.Linear))]
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            _run(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rest = counter.get_total_flops() // 2 // len(first) - sum(counts.values())
+    return dict(counts) | ({"(functional)": rest} if rest > 0 else {})
+
+
+def macs(model: nn.Module, example) -> int:
+    """Multiply–accumulates of one sample (convolutions, linear layers, attention products) at the shapes of ``example``."""
+    return sum(macs_by_layer(model, example).values())
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, a shared one counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------- choosing
+
+class _Predictor:
+    """MACs of the rebuilt net from the numbers of units removed, exactly: a layer's MACs are proportional to its inputs and to its outputs."""
+
+    def __init__(self, groups: Sequence[ChannelGroup], layers: Mapping[str, int]):
+        self.rest = dict(layers)
+        self.layers: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+        self.width: dict[tuple[str, str], int] = {}
+        for i, group in enumerate(groups):
+            for m in group.members:
+                if m.role in ("producer", "consumer", "depthwise") and m.name in layers:
+                    side = "in" if m.role == "consumer" else "out"
+                    conv = isinstance(m.module, CONV)
+                    self.width[m.name, side] = getattr(m.module, f"{side}_{'channels' if conv else 'features'}")
+                    held = torch.zeros(group.size, dtype=torch.long).index_fill(0, m.units, m.index.shape[1])
+                    self.layers[m.name][side].append((i, held))
+        self.fixed = sum(v for k, v in layers.items() if k not in self.layers)
+        self.base = dict(layers)
+
+    def __call__(self, gone: Sequence[Tensor]) -> int:
+        """``gone[i]``: the units removed from group i."""
+        total = self.fixed
+        for name, sides in self.layers.items():
+            value = self.base[name]
+            for side, parts in sides.items():
+                width = self.width[name, side]
+                value = value * (width - sum(int(held[gone[i]].sum()) for i, held in parts)) // width
+            total += value
+        return total
+
+
+def select(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], model: nn.Module, example, ratio: float,
+           mode: str = "global", round_to: int = 1) -> dict[str, Tensor]:
+    """The units to drop, lowest scores first, so that a share ``ratio`` of the model's MACs goes: {group name: indices}.
+
+    ``mode="global"``: one threshold over scores divided by their group's mean magnitude; ``"uniform"``: the same share of every group.
+    ``round_to``: every pruned group keeps a multiple of it. The MACs of the rebuilt net come as near to the target as one unit allows.
+    ValueError: ratio outside [0, 1), a ratio beyond the floor (one unit, or ``round_to``, left per group), scores of wrong shape or NaN.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio: share of the MACs to remove must lie in [0, 1), found {ratio}")
+    if mode not in ("global", "uniform"):
+        raise ValueError(f"mode: 'global' or 'uniform', found {mode!r}")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to: a positive whole number, found {round_to!r}")
+    scored = [g for g in groups if g.name in scores]
+    if unknown := set(scores) - {g.name for g in groups}:
+        raise ValueError(f"scores: no group is called {sorted(unknown)}; the groups are {[g.name for g in groups]}")
+    ranks, times = [], []
+    for group in scored:
+        score = torch.as_tensor(scores[group.name]).detach().double().cpu()
+        if score.shape != (group.size,) or not torch.isfinite(score).all():
+            raise ValueError(f"scores: {group.name!r} needs {group.size} finite numbers, found shape {tuple(score.shape)}"
+                             + ("" if torch.isfinite(score).all() else " with NaN or infinite values"))
+        rank = score.argsort(stable=True)
+        ranks.append(rank)
+        times.append(score[rank] / score.abs().mean().clamp_min(1e-30) if mode == "global" else (torch.arange(group.size) + .5) / group.size)
+    if not ratio:
+        return {}
+    owner = torch.repeat_interleave(torch.arange(len(scored)), torch.tensor([g.size for g in scored]))
+    owner = owner[torch.cat(times).argsort(stable=True)]  # owner[n]: the group that loses its next unit in step n
+
+    def gone(step: int) -> list[Tensor]:
+        lost = torch.bincount(owner[:step], minlength=len(scored)).tolist()
+        keep = [min(g.size, max(1, -(-(g.size - n) // round_to)) * round_to) for g, n in zip(scored, lost, strict=True)]
+        return [rank[:g.size - k] for g, rank, k in zip(scored, ranks, keep, strict=True)]
+
+    predict = _Predictor(scored, macs_by_layer(model, example))
+    dense = predict(gone(0))
+    target, low, high = (1 - ratio) * dense, 0, len(owner)
+    if (floor := predict(gone(high))) > target:
+        raise ValueError(f"ratio: {ratio} of {dense} MACs cannot be removed; the floor, {round_to} channel(s) left in each of "
+                         f"{len(scored)} groups, removes {1 - floor / dense:.3f}")
+    while high - low > 1:  # predict(gone(low)) > target >= predict(gone(high))
+        middle = (low + high) // 2
+        low, high = (low, middle) if predict(gone(middle)) <= target else (middle, high)
+    best = min((low, high), key=lambda step: abs(predict(gone(step)) - target))
+    return {g.name: units.sort().values for g, units in zip(scored, gone(best), strict=True) if len(units)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- statistics
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, images: Tensor | Iterable[Tensor], batch: int = 128) -> None:
+    """Replace the BatchNorm statistics by the mean over ``images`` (a tensor, cut into batches, or batches), in place; leaves eval mode."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    model.eval()
+    if not norms:
+        return
+    seen = 0
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # cumulative average
+        m.train()
+    try:
+        for x in images.split(batch) if isinstance(images, Tensor) else images:
+            forward(model, x)
+            seen += 1
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        model.eval()
+    if not seen:
+        raise ValueError("images: no batch to estimate the BatchNorm statistics from")
