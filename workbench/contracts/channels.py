@@ -49,9 +49,7 @@ class Member:
         index = self.index
         if isinstance(self.module, CONV) and self.role == "consumer":
             weight, index = (weight if self.module.transposed else weight.transpose(0, 1)), _slots(self)
-        elif isinstance(self.module, CONV) and self.role == "producer" and self.module.transposed:
-            weight = weight.transpose(0, 1)
-        elif self.role == "consumer" or isinstance(self.module, nn.Embedding):
+        elif self.role == "consumer" or isinstance(self.module, nn.Embedding) or (self.role == "producer" and getattr(self.module, "transposed", False)):
             weight = weight.transpose(0, 1)
         elif isinstance(self.module, nn.Parameter):
             weight = weight.movedim(self.dim, 0)
@@ -85,12 +83,14 @@ def _slots(member: Member) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------- groups
 
+def main_output(out) -> Tensor:
+    """The tensor that matters of what a model returns: Hugging Face outputs give ``.logits``, everything else its first tensor."""
+    return out.logits if hasattr(out, "logits") else next(iter(_tensors(out)))
+
+
 def forward(model: nn.Module, example) -> Tensor:
-    """The model's main output for a tensor, a tuple of arguments or a dict of keywords; Hugging Face outputs give ``.logits`` or their first."""
-    out = model(**example) if isinstance(example, Mapping) else model(*example) if isinstance(example, tuple) else model(example)
-    if hasattr(out, "logits"):
-        return out.logits
-    return _tensors(out)[0]
+    """The model's main output for a tensor, a tuple of arguments or a dict of keywords."""
+    return main_output(model(**example) if isinstance(example, Mapping) else model(*example) if isinstance(example, tuple) else model(example))
 
 
 def _tensors(out) -> list[Tensor]:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.contracts.channels import CONV, ChannelGroup, Member, channel_groups, forward, left_alone
+from .channels import CONV, ChannelGroup, Member, channel_groups, forward, left_alone
 
-__all__ = ["ChannelGroup", "Member", "channel_groups", "left_alone", "forward", "select", "remove", "mask",
-           "macs", "macs_by_layer", "parameters", "reestimate_batchnorm"]
+__all__ = [
+    "ChannelGroup", "Member", "channel_groups", "forward", "left_alone", "macs", "macs_by_layer", "mask", "parameters", "reestimate_batchnorm",
+    "remove", "select",
+]
 
 Drop = Mapping[str, Sequence[int] | Tensor]
 
