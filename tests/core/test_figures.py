@@ -67,17 +67,33 @@ def test_other_axes_and_contenders(m):
     assert figure.layout.xaxis.title.text == "share removed"
     with pytest.raises(StudyError, match="no contender 'Nobody'; it has Ours, Steep"):
         figures.curve(m, contenders=["Nobody"])
-    with pytest.raises(StudyError, match="y is 'speed'; toy measures bytes, cost, quality"):
+    with pytest.raises(StudyError, match="y is 'speed'; toy measures cost, quality, bytes"):
         figures.table(m, y="speed")
     with pytest.raises(StudyError, match="no knob 'volume'"):
         figures.table(m, knob="volume")
+
+
+def test_versus_compares_at_equal_cost_paired_over_replicas(m):
+    rows = figures.versus(m, {"removed": .55 - .05}).set_index("contender")
+    # Plain costs the same at the same knob, without the bonus of the second seed (+.25 on average): 90 − 20·.5 + .25 against 90 − 40·.5
+    assert rows.difference["Plain"] == pytest.approx(10.25)
+    assert rows.low["Plain"] == pytest.approx(rows.high["Plain"]), "the replicas' luck cancels in pairs"
+    assert (rows.verdict["Plain"], rows.verdict["oracle"]) == ("better", "worse")
+    assert rows.verdict["untouched"] == "not measured at this cost", "nothing is extrapolated"
+    assert "Ours" not in rows.index
+
+
+def test_equivalents_are_the_metrics_of_the_point(m):
+    found = figures.equivalents(m, {"removed": .3})
+    assert found == pytest.approx({"cost": 70, "quality": 90 - 6 + 1 + .25 - .1, "bytes": 70_000})
+    assert figures.equivalents(m, {"removed": .123}) == {}
 
 
 def test_words_come_from_the_numbers(m):
     text = figures.describe(m, {"removed": .7})
     assert "5 contenders, mean over 3 replicas" in text
     assert "Ours: 91.2 at 100.0, 73.2 at 10.0" in text
-    order = re.search(r"At share removed 0.7, best first: (.+)\.$", text).group(1)
+    order = re.search(r"At share removed 0.7, rounding 1, best first: (.+)\.$", text).group(1)
     assert [part.rsplit(" ", 1)[0] for part in order.split("; ")] == ["oracle", "Ours", "Plain", "Steep"]
     fewer = figures.describe(m, {"removed": .7}, y="bytes")
     assert "Ours 30,000" in fewer
