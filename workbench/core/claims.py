@@ -50,8 +50,8 @@ def estimate(values: Sequence[float], margin: float, at_least: bool = True, unit
 
 
 def better(metric: str, than: str, by: float = 0.0, at_equal: str | None = None, over: tuple[float, float] | None = None,
-           **knobs: float) -> Callable[[Measurements], Estimate]:
-    """The subject's ``metric`` is better than ``than``'s by at least ``by``, paired over replicas (``Metric.more_is_better`` gives the direction).
+           of: str | None = None, **knobs: float) -> Callable[[Measurements], Estimate]:
+    """The subject's (or contender ``of``'s) ``metric`` is better than ``than``'s by at least ``by``, paired over replicas (``Metric.more_is_better`` gives the direction).
 
     ``at_equal``: compare at equal values of this cost metric, by linear interpolation between measured points, averaged over the range that both
     measured (cut to ``over``, in the cost's unit). Without it, points with equal knobs are compared (pinned by ``knobs``; else all shared ones).
@@ -59,7 +59,7 @@ def better(metric: str, than: str, by: float = 0.0, at_equal: str | None = None,
 
     def test(m: Measurements) -> Estimate:
         sign = 1 if m.study.track.metrics[metric].more_is_better else -1
-        ours, theirs = m.rows(**knobs), m.rows(than, **knobs)
+        ours, theirs = m.rows(of, **knobs), m.rows(than, **knobs)
         differences = []
         for replica in sorted(set(ours.replica) & set(theirs.replica)):
             a, b = ours[ours.replica == replica], theirs[theirs.replica == replica]
@@ -156,7 +156,7 @@ def run_checks(study: Study, family: str = "") -> list[Verdict]:
     """Each check on the method (green or red), and the ablations and rivals that turn it red."""
     subject = study.contenders[study.subject].subject
     others = {name: ablation.stand_in for name, ablation in study.ablations.items() if ablation.stand_in is not None}
-    others |= {name: c.subject for name, c in study.contenders.items() if c.subject is not None and name != study.subject}
+    others |= {name: c.subject for name, c in study.contenders.items() if c.subject is not None and c.subject != subject and c.evidence != "recorded"}
     verdicts = []
     for check in study.checks:
         outcome = _outcome(check, subject)

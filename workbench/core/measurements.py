@@ -73,6 +73,11 @@ def decode_array(text: list) -> np.ndarray:
     return np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name).reshape(shape)
 
 
+def cache_folder() -> Path:
+    """Where generated data and measured points are kept: ``$WORKBENCH_CACHE``, or ``.cache`` beside the package."""
+    return Path(os.environ.get("WORKBENCH_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: into a temporary file beside it, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

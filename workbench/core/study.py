@@ -61,7 +61,8 @@ class Contender:
     """One way to make the compressed thing.
 
     ``make(**knobs, replica=…, seed=…, tier=…)`` gets those of these arguments that its signature names. ``subject`` is what checks examine (by
-    default nothing). ``seeds``/``replicas``: how many to measure (``replicas=None``: all of the track's). ``evidence``: ``live``,
+    default nothing). ``seeds``/``replicas``: how many to measure (``replicas=None``: all of the track's). ``grid``: its own values of a knob, where they are not the
+    knob's (few, for fine-tuned points). ``evidence``: ``live``,
     ``checkpoint`` (the thing is a shipped net) or ``recorded`` (too long for ``quick``, which takes its points from the golden file).
     """
 
@@ -71,6 +72,7 @@ class Contender:
     seeds: int = 1
     replicas: int | None = None
     evidence: str = "live"
+    grid: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
 
     def __post_init__(self):
@@ -260,7 +262,7 @@ class Study:
             defaults = {knob.name: knob.default for knob in knobs}
             settings = [defaults] if not knobs else [
                 {**defaults, knob.name: value} for knob in knobs
-                for value in (knob.grid if profile == "full" and contender.role != "ablation" else knob.quick)]
+                for value in contender.grid.get(knob.name) or (knob.grid if profile == "full" and contender.role != "ablation" else knob.quick)]
             replicas = min(contender.replicas or self.track.replicas, self.track.replicas)
             for setting in settings:
                 for replica in range(replicas):

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from . import registry
 from .keys import point_key
-from .measurements import Measurements, Stored, read_point, write_point
+from .measurements import Measurements, Stored, cache_folder, read_point, write_point
 from .study import Point, Study, StudyError, measure
 
 
 def store_folder() -> Path:
-    """Where measured points are kept: ``$WORKBENCH_CACHE`` or ``.cache`` beside the package."""
-    return Path(os.environ.get("WORKBENCH_CACHE", Path(__file__).resolve().parents[2] / ".cache")) / "points"
+    return cache_folder() / "points"
 
 
 @dataclass(frozen=True)

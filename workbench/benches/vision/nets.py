@@ -78,13 +78,14 @@ class ResNet20(nn.Module):
 
 
 class MobileNetSmall(nn.Module):
-    """A stem and 13 depthwise-separable blocks (Howard et al. 2017, table 1) at a quarter of the published widths or less."""
+    """A stem and 13 depthwise-separable blocks (Howard et al. 2017, table 1) at an eighth of the published widths, on
+    half-size maps (the stem halves the image)."""
 
-    STRIDES = (1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1)
+    STRIDES = (1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1)
 
     def __init__(self, widths=(16, 24, 32, 32, 48, 48, 64, 64, 64, 64, 64, 64, 96, 128)):
         super().__init__()
-        layers = [nn.Sequential(*_conv(3, widths[0]))]
+        layers = [nn.Sequential(*_conv(3, widths[0], stride=2))]
         for c_in, c_out, stride in zip(widths[:-1], widths[1:], self.STRIDES, strict=True):
             layers.append(nn.Sequential(*_conv(c_in, c_in, 3, stride, groups=c_in), *_conv(c_in, c_out, 1)))
         self.features = nn.Sequential(*layers)
