@@ -12,21 +12,19 @@ channel shuffles, …) is left out; :func:`left_alone` says why. Removing channe
 from __future__ import annotations
 
 import re
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch_pruning as tp
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch_pruning._helpers import _HybridIndex
 
-OP = tp.ops.OPTYPE
-CONV = nn.modules.conv._ConvNd
+from .trace import CONV, OP, Pairs, Stays, Trace, _dims, shape_of
+
 NORM = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-MIXING = re.compile("Bmm|ScaledDot|FlashAtt|EfficientAtt|Softmax|Cum|Sort|Fft|Pdist|Norm")
-REDUCING = re.compile("Sum|Mean|Max|Min|Amax|Amin|Var|Std|Prod|LogSumExp|NormBackward")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +61,12 @@ class ChannelGroup:
     name: str  # qualified name of the producer whose channels number the units
     size: int
     members: tuple[Member, ...]
+    coupled: bool = False  # several producers are added up: a residual stream; the usual choice is to prune inside the blocks only
 
     producers = property(lambda self: [m for m in self.members if m.role == "producer"])
     consumers = property(lambda self: [m for m in self.members if m.role == "consumer"])
     norms = property(lambda self: [m for m in self.members if m.role == "norm"])
     depthwise = property(lambda self: [m for m in self.members if m.role == "depthwise"])
-    coupled = property(lambda self: len(self.producers) > 1, doc="A residual stream or the like; the usual choice is to prune inside blocks only.")
 
     def spread(self, member: Member, values: Tensor) -> Tensor:
         """(size, …) from one value per unit of ``member``; zero for units that the member does not hold."""
@@ -81,97 +79,11 @@ def _slots(member: Member) -> Tensor:
     return member.index[:, : member.index.shape[1] // groups] if groups > 1 else member.index
 
 
-# ---------------------------------------------------------------------------------------------------------------- groups
-
-def main_output(out) -> Tensor:
-    """The tensor that matters of what a model returns: Hugging Face outputs give ``.logits``, everything else its first tensor."""
-    return out.logits if hasattr(out, "logits") else next(iter(_tensors(out)))
-
-
-def forward(model: nn.Module, example) -> Tensor:
-    """The model's main output for a tensor, a tuple of arguments or a dict of keywords."""
-    return main_output(model(**example) if isinstance(example, Mapping) else model(*example) if isinstance(example, tuple) else model(example))
-
-
-def _tensors(out) -> list[Tensor]:
-    if isinstance(out, Tensor):
-        return [out]
-    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
-    return [t for part in parts for t in _tensors(part)]
-
-
 def check_finite(model: nn.Module) -> None:
     """ValueError naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"model: the weights of {name!r} hold NaN or infinite values; nothing can be scored")
-
-
-def _graph(model: nn.Module, example) -> tuple[tp.DependencyGraph, set, set]:
-    """Dependency graph, the output's autograd nodes, the traced inputs. Leaves mode, flags and gradients of the model as they were."""
-    training = {m: m.training for m in model.modules()}
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    traced = []
-
-    def leaf(x):  # inputs become parameters: a channel tied to them (x + conv(x)) shows up in the graph
-        if isinstance(x, Tensor) and x.is_floating_point():
-            traced.append(nn.Parameter(x.detach().clone()))
-            return traced[-1]
-        return x
-
-    if isinstance(example, Mapping):
-        inputs = {k: leaf(v) for k, v in example.items()}
-    else:
-        inputs = tuple(leaf(x) for x in example) if isinstance(example, tuple) else leaf(example)
-    outputs = set()
-
-    def run(net, x):
-        try:
-            out = _tensors(net(**x) if isinstance(x, Mapping) else net(*x) if isinstance(x, tuple) else net(x))
-        except Exception as error:
-            shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            raise ValueError(f"example: the model cannot be traced with an example of shape {shape}: {error}") from error
-        out = [t for t in out if t.grad_fn is not None]
-        if not out:
-            raise ValueError("model: no output depends on a weight by differentiable operations, so its channels cannot be traced")
-        outputs.update(t.grad_fn for t in out)
-        return out
-
-    graph = tp.DependencyGraph()
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph.build_dependency(model, inputs, run, unwrapped_parameters=[(p, 1) for p in traced if p.dim() != 3], verbose=False)
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-        for module, mode in training.items():
-            module.training = mode
-    return graph, outputs, set(map(id, traced))
-
-
-def _refusal(node, outputs: set, inputs: set) -> str:
-    """Why a channel that flows through this node must stay; empty if it may go."""
-    if node.type == OP.OUTPUT or node.grad_fn in outputs:
-        return "it reaches the network's output"
-    if id(node.module) in inputs:
-        return "it is tied to the network's input"
-    if node.type in (OP.MHA, OP.LSTM):
-        return f"it runs through a {type(node.module).__name__}"
-    if node.type == OP.PARAMETER and node.module.dim() > 3 and sum(s > 1 for s in node.module.shape) > 1:
-        return f"it meets a bare parameter of shape {tuple(node.module.shape)}"
-    name = node.grad_fn.name() if node.type in (OP.ELEMENTWISE, OP.RESHAPE) and hasattr(node.grad_fn, "name") else ""
-    if not name or type(node.module).__module__.startswith("torch.nn"):
-        return ""
-    sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
-    if MIXING.search(name) or ("View" in name and len(sizes) > 4):
-        return f"it runs through {name}, which regroups channels (attention heads, shuffles)"
-    dims = getattr(node.grad_fn, "_saved_dim", ())
-    if REDUCING.search(name) and len(sizes) > 3 and 1 in ((dims,) if isinstance(dims, int) else [d % len(sizes) for d in dims or ()]):
-        return f"it is reduced over channels by {name}"
-    return ""
 
 
 def _channels(module, side: str, dim: int) -> int | None:
@@ -189,67 +101,75 @@ def _channels(module, side: str, dim: int) -> int | None:
     return module.num_parameters if isinstance(module, nn.PReLU) and module.num_parameters > 1 else None
 
 
-class _Left(Exception):
-    """A reason to leave a layer alone."""
+def _layer(node) -> str:
+    return repr(node.name.split(" (")[0])
 
 
-def _spread(graph, root, outputs, inputs) -> dict[tuple, list[tuple[int, int]]]:
-    """Follow every output channel of ``root`` through the graph: (node, side) -> [(channel there, channel of root)]."""
-    start = root.module
-    fn = graph.get_pruner_of_module(start).prune_out_channels
-    stack = [(root, fn, [_HybridIndex(i, i) for i in range(_channels(start, "out", 0))])]
-    seen, reached = set(), defaultdict(list)
+def _spread(trace: Trace, root) -> tuple[dict[tuple, Pairs], bool]:
+    """Follow every output channel of ``root`` through the graph: (node, side) -> pairs (channel there, channel of root); whether any are added up."""
+    graph = trace.graph
+    count = np.arange(_channels(root.module, "out", 0))
+    stack = [(root, graph.get_pruner_of_module(root.module).prune_out_channels, np.stack([count, count], 1))]
+    seen, reached, added = set(), defaultdict(list), False
     while stack:
         node, fn, pairs = stack.pop()
-        key = (node, fn.__func__, tuple(pairs))
-        if key in seen:
+        side = "out" if graph.is_out_channel_pruning_fn(fn) else "in"
+        if (key := (node, fn.__func__, pairs.tobytes())) in seen:
             continue
         seen.add(key)
-        side = "out" if graph.is_out_channel_pruning_fn(fn) else "in"
-        if reason := _refusal(node, outputs, inputs) if side == "out" or node.type == OP.OUTPUT else "":
-            raise _Left(reason)
-        channels = _channels(node.module, side, node.pruning_dim) if node.type not in (OP.ELEMENTWISE, OP.OUTPUT) or isinstance(node.module, nn.PReLU) else None
+        if node in trace.refusals and (side == "out" or node.type not in (OP.CONV, OP.LINEAR)):
+            raise Stays(trace.refusals[node])
+        added |= node.type == OP.ELEMENTWISE and len(node.inputs) > 1 and re.match("(Add|Sub)Backward", getattr(node.grad_fn, "name", str)()) is not None
+        channels = _channels(node.module, side, node.pruning_dim)
         if channels == 1 and len(pairs) > 1:  # broadcast over channels: nothing to remove there, and nothing is coupled through it
             continue
-        if channels is not None:
-            if max(p.idx for p in pairs) >= channels:
-                raise _Left(f"its channels do not line up with {node.name.split(' (')[0]!r}")
-            reached[node, side] += pairs
+        if channels is not None and pairs[:, 0].max() >= channels:
+            raise Stays(f"its channels do not line up with {_layer(node)}")
+        if channels is not None or node.type == OP.SPLIT:
+            reached[node, side].append(pairs)
         for dep in node.dependencies:
             if dep.is_triggered_by(fn):
                 mapped = pairs
                 for mapping in dep.index_mapping:
                     mapped = mapping(mapped) if mapping is not None else mapped
-                if mapped:
+                if len(mapped):
                     stack.append((dep.target, dep.handler, mapped))
-    return reached
+    return {key: np.unique(np.concatenate(found), axis=0) for key, found in reached.items()}, added
 
 
-def _units(reached: dict, size: int) -> list[int]:
-    """Unit of every root channel: channels that meet in one place, or in one slot of a grouped convolution, are one unit (union–find)."""
-    parent = list(range(size))
+def _slots_of(trace: Trace, node, side: str, pairs: Pairs) -> int | None:
+    """Channels i and i + slots must go together: in the groups of a grouped layer, in the parts of a split. None: no such tie."""
+    if node.type == OP.SPLIT:
+        sizes = {shape_of(node.grad_fn, k)[trace.dim(node)] for k in range(len(node.grad_fn._input_metadata))} if trace.dim(node) is not None else {0}
+        parts, channels = len(node.grad_fn._input_metadata), sum(sizes) * len(node.grad_fn._input_metadata)
+        if trace.dim(node) is not None and trace.dim(node) not in _dims(node.grad_fn, len(shape_of(node.grad_fn))):
+            return None
+        if len(sizes) > 1:
+            raise Stays("it is split into parts of different widths")
+    else:
+        parts = node.module.num_groups if isinstance(node.module, nn.GroupNorm) else getattr(node.module, "groups", 1)
+        channels = _channels(node.module, side, node.pruning_dim)
+        if parts == 1 or node.type == OP.DEPTHWISE_CONV:
+            return None
+    if getattr(node.module, "transposed", False) or len(np.unique(pairs[:, 0])) != channels:
+        raise Stays(f"it is only a part of what enters the grouped layer {_layer(node)}: its groups would differ in width")
+    return channels // parts
 
-    def find(i):
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
+def _units(trace: Trace, reached: dict[tuple, Pairs], size: int) -> np.ndarray:
+    """(size,) unit of every root channel: channels that meet anywhere, or in one slot of a grouped layer, are one unit (connected components)."""
+    edges = [np.zeros((0, 2), np.int64)]
     for (node, side), pairs in reached.items():
-        module, first = node.module, {}
-        slot = None
-        groups = module.num_groups if isinstance(module, nn.GroupNorm) else getattr(module, "groups", 1)
-        if groups > 1 and node.type != OP.DEPTHWISE_CONV:
-            channels = _channels(module, side, 0)
-            if isinstance(module, CONV) and module.transposed or len({p.idx for p in pairs}) != channels:
-                raise _Left(f"it covers the grouped layer {node.name.split(' (')[0]!r} only in part: the counts per group would differ")
-            slot = channels // groups
-        for idx, root in pairs:
-            key = idx if slot is None else idx % slot
-            a, b = find(first.setdefault(key, root)), find(root)
-            parent[max(a, b)] = min(a, b)
-    order = {}
-    return [order.setdefault(find(i), len(order)) for i in range(size)]
+        slots = _slots_of(trace, node, side, pairs)
+        place = pairs[:, 0] if slots is None else pairs[:, 0] % slots
+        order = np.argsort(place, kind="stable")
+        place, root = place[order], pairs[order, 1]
+        same = place[1:] == place[:-1]
+        edges.append(np.stack([root[1:][same], root[:-1][same]], 1))
+    edge = np.concatenate(edges)
+    _, label = connected_components(coo_matrix((np.ones(len(edge)), edge.T), (size, size)), directed=False)
+    _, first, unit = np.unique(label, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[unit]  # numbered by their first channel
 
 
 def _role(node, side: str) -> str:
@@ -260,48 +180,49 @@ def _role(node, side: str) -> str:
     return "norm" if isinstance(node.module, NORM) else "other"
 
 
-def _group(graph, root, names, outputs, inputs) -> ChannelGroup:
-    reached = _spread(graph, root, outputs, inputs)
-    unit = _units(reached, _channels(root.module, "out", 0))
-    if max(unit) == 0:
-        raise _Left("it has a single unit")
+def _group(trace: Trace, root) -> ChannelGroup:
+    reached, added = _spread(trace, root)
+    unit = _units(trace, reached, _channels(root.module, "out", 0))
+    if unit.max() == 0:
+        raise Stays("it is a single unit")
     members = []
     for (node, side), pairs in reached.items():
-        held = defaultdict(set)
-        for idx, channel in pairs:
-            held[unit[channel]].add(idx)
-        if len({len(v) for v in held.values()}) > 1:
-            raise _Left(f"its units hold different numbers of channels in {node.name.split(' (')[0]!r}")
-        units = sorted(held)
-        members.append(Member(names[node.module], node.module, _role(node, side), torch.tensor(units),
-                              torch.tensor([sorted(held[u]) for u in units]), node.pruning_dim if node.type == OP.PARAMETER else 0))
-    return ChannelGroup(names[root.module], max(unit) + 1, tuple(members))
+        if node.type == OP.SPLIT:
+            continue
+        held = np.unique(np.stack([unit[pairs[:, 1]], pairs[:, 0]], 1), axis=0)  # sorted by unit, then by channel
+        units, counts = np.unique(held[:, 0], return_counts=True)
+        if counts.min() != counts.max():
+            raise Stays(f"its units hold different numbers of channels in {_layer(node)}")
+        members.append(Member(trace.names[node.module], node.module, _role(node, side), torch.from_numpy(units),
+                              torch.from_numpy(held[:, 1].reshape(len(units), -1).copy()), node.pruning_dim if node.type == OP.PARAMETER else 0))
+    return ChannelGroup(trace.names[root.module], int(unit.max()) + 1, tuple(members), added and sum(m.role == "producer" for m in members) > 1)
 
 
 def _scan(model: nn.Module, example, ignore: Iterable = ()) -> tuple[list[ChannelGroup], dict[str, str]]:
     check_finite(model)
-    graph, outputs, inputs = _graph(model, example)
-    names = {module: name for name, module in model.named_modules()} | {p: name for name, p in model.named_parameters()}
-    ignored = {names.get(i, i) for i in ignore}
-    order = {module: i for i, module in enumerate(names)}
-    roots = sorted((n for m, n in graph.module2node.items() if n.type in (OP.CONV, OP.LINEAR)),
-                   key=lambda n: (-_channels(n.module, "out", 0), order[n.module]))  # the widest first: it reaches all parts of a concatenation
+    trace = Trace(model, example)
+    names = list(trace.names.values())
+    ignored = {trace.names.get(i, i) if isinstance(i, nn.Module) else i for i in ignore}
+    if unknown := ignored - set(names):
+        raise ValueError(f"ignore: the model has no layer {', '.join(map(str, unknown))}")
+    position = {name: i for i, name in enumerate(names)}
+    roots = sorted((n for n in trace.nodes if n.type in (OP.CONV, OP.LINEAR) and n.module in trace.names),
+                   key=lambda n: (-_channels(n.module, "out", 0), position[trace.names[n.module]]))  # the widest first: it reaches all parts of a concatenation
     groups, left, covered = [], {}, set()
     for root in roots:
-        name = names[root.module]
+        name = trace.names[root.module]
         if name in covered:
             continue
         try:
-            group = _group(graph, root, names, outputs, inputs)
+            group = _group(trace, root)
             produced = {m.name for m in group.producers}
             if produced & (covered | ignored):
-                raise _Left("it is ignored" if produced & ignored else "a part of its channels belongs to another group")
-        except _Left as reason:
+                raise Stays("it is ignored" if produced & ignored else "a part of its channels belongs to another group")
+        except Stays as reason:
             left[name] = str(reason)
             continue
         covered |= produced
         groups.append(group)
-    position = {name: i for i, name in enumerate(names.values())}
     return sorted(groups, key=lambda g: position[g.name]), {k: v for k, v in left.items() if k not in covered}
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .artifact import ArtifactError
-from .channels import main_output
+from .trace import main_output
 
 PYTHON = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "getitem")
 CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 
 from ..core.claims import Estimate, estimate
 from .artifact import Artifact, ArtifactError, read, save
-from .channels import CONV, ChannelGroup, check_finite, forward
+from .channels import ChannelGroup, channel_groups, check_finite
 from .graph import GraphNet, NotCapturable, capture
-from .surgery import channel_groups, macs, parameters, reestimate_batchnorm, remove, select
+from .surgery import macs, parameters, reestimate_batchnorm, remove, select
+from .trace import CONV, forward
 
 
 class StructuredMethod(Protocol):

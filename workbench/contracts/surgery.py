@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .channels import CONV, ChannelGroup, Member, channel_groups, forward, left_alone
+from .channels import ChannelGroup, Member, channel_groups, left_alone
+from .trace import CONV, forward, shape_text
 
 __all__ = [
     "ChannelGroup", "Member", "channel_groups", "forward", "left_alone", "macs", "macs_by_layer", "mask", "parameters", "reestimate_batchnorm",
@@ -103,12 +104,22 @@ def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup]
 
     ValueError: unknown group, index out of range, a group that would lose everything, a model whose code fixes the number of channels.
     """
+    groups = groups or channel_groups(model, example) if drop else ()
+    small = _removed(model, drop, groups, example)
+    try:
+        if drop:
+            _run(small, example)
+    except ValueError as error:
+        guilty = [name for name in drop if not _runs(_removed(model, {name: drop[name]}, groups, example), example)]
+        raise ValueError(f"model: its own code fixes the number of channels of {', '.join(guilty or drop)} ({error.__cause__}); "
+                         "name that in `ignore`") from error
+    return small
+
+
+def _removed(model: nn.Module, drop: Drop, groups: Sequence[ChannelGroup], example) -> nn.Module:
     small = copy.deepcopy(model)
-    if not drop:
-        return small
-    for member, gone in _doomed(drop, groups or channel_groups(model, example), model, example):
+    for member, gone in _doomed(drop, groups, model, example):
         _shrink(small, member, gone)
-    _run(small, example, "the model's own code fixes the number of channels somewhere; put that layer into `ignore`")
     return small
 
 
@@ -145,18 +156,25 @@ def mask(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] |
 
 # ---------------------------------------------------------------------------------------------------------------- counting
 
-def _run(model: nn.Module, example, hint: str = "is it of the shape that the model takes?") -> None:
+def _run(model: nn.Module, example) -> None:
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             forward(model, example)
     except Exception as error:
-        shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise ValueError(f"example: the model does not run on an example of shape {shape} ({error}); {hint}") from error
+        raise ValueError(f"example: the model does not run on one of {shape_text(example)}: {error}") from error
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _runs(model: nn.Module, example) -> bool:
+    try:
+        _run(model, example)
+    except ValueError:
+        return False
+    return True
 
 
 def macs_by_layer(model: nn.Module, example) -> dict[str, int]:
