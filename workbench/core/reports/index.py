@@ -1,0 +1,41 @@
+"""The first page: four doors, one working slider, the path of twelve stops, a search over all papers and classics, and every claim, failures first."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import registry
+from . import render
+
+ORDER = ("red", "not reproduced", "undecided", "needs hardware", "holds", "green")
+
+
+def index(state: Mapping[str, Mapping], folder: Path) -> str:
+    """The page as HTML from what the other pages say (`state`) and the slider data of the first stop of the path that has a page in ``folder``."""
+    entries = registry.catalogue()
+    by_id = {entry.arxiv: entry for entry in entries}
+    with open(registry.ROOT / "start.csv", encoding="utf8", newline="") as handle:
+        stops = [(by_id[row["arxiv"]], row["question"]) for row in csv.DictReader(handle)]
+    pages = {page.removeprefix("papers/").removesuffix(".html"): said for page, said in state.items()
+             if page.startswith("papers/") and (folder / page).exists()}
+    told = [said for said in pages.values() if "verdicts" in said]
+    ledger = sorted(({**verdict, "id": name, "paper": by_id[name].name or name} for name, said in pages.items() for verdict in said.get("verdicts", ())),
+                    key=lambda v: ORDER.index(v["status"]))
+    featured = next((entry for entry, _ in [*stops, *((e, "") for e in entries)] if "verdicts" in pages.get(entry.arxiv, ())), None)
+    return render.page(
+        "index.html", root="", entries=entries, pages=pages, stops=stops, ledger=ledger, families=registry.families(), featured=featured,
+        payload=_payload(folder, featured), counts=Counter(v["status"] for v in ledger), told=told, sizes=Counter(e.family for e in entries if e.kind == "paper"),
+        done=Counter(e.family for e in entries if e.implemented and e.kind == "paper"),
+        notebooks={page: said for page, said in state.items() if "/" not in page and (folder / page).exists()})
+
+
+def _payload(folder: Path, featured: registry.Entry | None) -> str:
+    """The slider data of a paper, taken from its page."""
+    if featured is None:
+        return ""
+    text = (folder / "papers" / f"{featured.arxiv}.html").read_text(encoding="utf8")
+    return re.search(r'<script type="application/json" id="study">(.*?)</script>', text, re.S).group(1)

@@ -1,0 +1,1 @@
+"""What compression changes besides accuracy: privacy, guarantees, bounds, trust."""

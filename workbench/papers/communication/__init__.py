@@ -1,0 +1,1 @@
+"""Fewer bytes on the wire between workers that train or serve one network together."""

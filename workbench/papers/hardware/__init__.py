@@ -1,0 +1,1 @@
+"""Machines and formats for compressed networks: cycles, traffic and energy, counted with real tensors."""
