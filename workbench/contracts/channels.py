@@ -134,7 +134,13 @@ def _spread(trace: Trace, root) -> tuple[dict[tuple, Pairs], bool]:
                     mapped = mapping(mapped) if mapping is not None else mapped
                 if len(mapped):
                     stack.append((dep.target, dep.handler, mapped))
-    return {key: np.unique(np.concatenate(found), axis=0) for key, found in reached.items()}, added
+    return {key: found[0] if len(found) == 1 else _distinct(np.concatenate(found)) for key, found in reached.items()}, added
+
+
+def _distinct(pairs: Pairs) -> Pairs:
+    """Rows sorted and each once (faster than ``np.unique`` over an axis)."""
+    width = int(pairs[:, 1].max()) + 1
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * width + pairs[:, 1]), width), 1)
 
 
 def _slots_of(trace: Trace, node, side: str, pairs: Pairs) -> int | None:
@@ -164,9 +170,11 @@ def _units(trace: Trace, reached: dict[tuple, Pairs], size: int) -> np.ndarray:
         place = pairs[:, 0] if slots is None else pairs[:, 0] % slots
         order = np.argsort(place, kind="stable")
         place, root = place[order], pairs[order, 1]
-        same = place[1:] == place[:-1]
+        same = (place[1:] == place[:-1]) & (root[1:] != root[:-1])
         edges.append(np.stack([root[1:][same], root[:-1][same]], 1))
     edge = np.concatenate(edges)
+    if not len(edge):
+        return np.arange(size)
     _, label = connected_components(coo_matrix((np.ones(len(edge)), edge.T), (size, size)), directed=False)
     _, first, unit = np.unique(label, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[unit]  # numbered by their first channel
@@ -189,7 +197,7 @@ def _group(trace: Trace, root) -> ChannelGroup:
     for (node, side), pairs in reached.items():
         if node.type == OP.SPLIT:
             continue
-        held = np.unique(np.stack([unit[pairs[:, 1]], pairs[:, 0]], 1), axis=0)  # sorted by unit, then by channel
+        held = _distinct(np.stack([unit[pairs[:, 1]], pairs[:, 0]], 1))  # sorted by unit, then by channel
         units, counts = np.unique(held[:, 0], return_counts=True)
         if counts.min() != counts.max():
             raise Stays(f"its units hold different numbers of channels in {_layer(node)}")

@@ -186,7 +186,7 @@ def describe(model: nn.Module, example=None) -> Artifact:
             if example is None or _same(_restore(candidate), model, example):
                 return candidate
             reason = f"its class, rebuilt from {meta['class']}, gives other outputs"
-        except Exception as error:  # noqa: BLE001 - a pruned shape that the class cannot take, in whatever way: the graph is tried next
+        except Exception as error:  # a pruned shape that the class cannot take, in whatever way: the graph is tried next
             reason = f"its class cannot be rebuilt: {error}"
     if example is not None:
         try:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .channels import ChannelGroup, Member, channel_groups, left_alone
 from .trace import CONV, forward, shape_text
@@ -34,6 +35,8 @@ Drop = Mapping[str, Sequence[int] | Tensor]
 
 def _axes(member: Member, module) -> tuple[dict[str, int], tuple[str, ...]]:
     """The layer's tensors with the dimension that holds the member's channels, and the attributes that count them."""
+    if isinstance(module, nn.Parameter):
+        return {"": member.dim}, ()
     if member.role == "consumer":
         return ({"weight": 0 if getattr(module, "transposed", False) else 1}, ("in_channels" if isinstance(module, CONV) else "in_features",))
     if member.role == "producer":
@@ -45,6 +48,14 @@ def _axes(member: Member, module) -> tuple[dict[str, int], tuple[str, ...]]:
         return {"weight": 1}, ("embedding_dim",)
     counts = tuple(a for a in ("num_features", "num_channels", "normalized_shape", "num_parameters") if hasattr(module, a))
     return {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, counts
+
+
+def _cuts(member: Member, module, gone: Tensor) -> Iterator[tuple[str, Tensor, int, Tensor]]:
+    """(name, tensor, dimension, entries to go) of the layer's tensors that exist."""
+    for name, dim in _axes(member, module)[0].items():
+        tensor = getattr(module, name, None) if name else module
+        if tensor is not None:
+            yield name, tensor, dim, gone[gone < tensor.shape[dim]]  # columns of a grouped convolution: its first group stands for all
 
 
 def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, example) -> list[tuple[Member, Tensor]]:
@@ -66,37 +77,14 @@ def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, exampl
     return [(member, torch.tensor(sorted(gone))) for member, gone in found.values() if gone]
 
 
-def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
-
-
-def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
-    old = getattr(module, name)
-    setattr(module, name, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+def _find(model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
+    return dict(model.named_modules()) | dict(model.named_parameters())
 
 
 def _rest(count: int, gone: Tensor) -> Tensor:
     stays = torch.ones(count, dtype=torch.bool)
     stays[gone] = False
     return stays.nonzero().flatten()
-
-
-def _shrink(model: nn.Module, member: Member, gone: Tensor) -> None:
-    if isinstance(member.module, nn.Parameter):
-        owner, leaf = _parent(model, member.name)
-        keep = _rest(member.module.shape[member.dim], gone)
-        return _replace(owner, leaf, getattr(owner, leaf).detach().index_select(member.dim, keep))
-    module = model.get_submodule(member.name)
-    tensors, counts = _axes(member, module)
-    for name, dim in tensors.items():
-        if (tensor := getattr(module, name, None)) is not None:
-            axis = tensor.shape[dim]
-            here = gone[gone < axis]  # columns of a grouped convolution: the slots of its first group stand for all
-            _replace(module, name, tensor.detach().index_select(dim, _rest(axis, here).to(tensor.device)))
-    for count in counts:
-        old = getattr(module, count)
-        setattr(module, count, (old[0] - len(gone),) if isinstance(old, tuple) else old - len(gone))
 
 
 def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] | None = None) -> nn.Module:
@@ -117,9 +105,24 @@ def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup]
 
 
 def _removed(model: nn.Module, drop: Drop, groups: Sequence[ChannelGroup], example) -> nn.Module:
-    small = copy.deepcopy(model)
-    for member, gone in _doomed(drop, groups, model, example):
-        _shrink(small, member, gone)
+    found = _find(model)
+    doomed = _doomed(drop, groups, model, example)
+    smaller: dict[int, Tensor] = {}
+    for member, gone in doomed:
+        for _, tensor, dim, out in _cuts(member, found[member.name], gone):
+            now = smaller.get(id(tensor), tensor).detach()
+            smaller[id(tensor)] = now.index_select(dim, _rest(now.shape[dim], out).to(now.device))
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if id(p) in smaller:
+                smaller[id(p)] = nn.Parameter(smaller[id(p)].detach(), p.requires_grad)
+    small = copy.deepcopy(model, smaller)  # the memo: where the copy would put a copy of a tensor, it puts the smaller one
+    found = _find(small)
+    for member, gone in doomed:
+        module = found[member.name]
+        for count in _axes(member, module)[1]:
+            old = getattr(module, count)
+            setattr(module, count, (old[0] - len(gone),) if isinstance(old, tuple) else old - len(gone))
     return small
 
 
@@ -136,21 +139,19 @@ class _NormOfRest(nn.Module):
 
 def mask(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] | None = None) -> nn.Module:
     """A deep copy of the same shape in which the same units are zero: what :func:`remove` must equal. For checks, never for speed or size."""
-    masked = copy.deepcopy(model)
-    for member, gone in _doomed(drop, groups or channel_groups(model, example), model, example) if drop else ():
-        owner, leaf = _parent(masked, member.name)
-        module = getattr(owner, leaf)
+    groups = groups or channel_groups(model, example) if drop else ()
+    masked, small = copy.deepcopy(model), _removed(model, drop, groups, example)
+    found = _find(masked)
+    for member, gone in _doomed(drop, groups, model, example):
+        module = found[member.name]
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            path, _, leaf = member.name.rpartition(".")
+            count = module.normalized_shape[0] if isinstance(module, nn.LayerNorm) else module.num_channels
+            setattr(masked.get_submodule(path), leaf, _NormOfRest(small.get_submodule(member.name), _rest(count, gone)))
+            continue
         with torch.no_grad():
-            if isinstance(module, nn.Parameter):
-                module.index_fill_(member.dim, gone, 0)
-            elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-                stays = _rest(member.module.weight.numel(), gone)
-                _shrink(masked, member, gone)
-                setattr(owner, leaf, _NormOfRest(module, stays))
-            else:
-                for name, dim in _axes(member, module)[0].items():
-                    if (tensor := getattr(module, name, None)) is not None:
-                        tensor.index_fill_(dim, gone[gone < tensor.shape[dim]], 1 if name == "running_var" else 0)
+            for name, tensor, dim, out in _cuts(member, module, gone):
+                tensor.index_fill_(dim, out, 1 if name == "running_var" else 0)
     return masked
 
 
@@ -177,6 +178,21 @@ def _runs(model: nn.Module, example) -> bool:
     return True
 
 
+class _Products(TorchDispatchMode):
+    """Counts the floating-point operations of every matrix product and convolution that runs (two for a multiply–accumulate)."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if "scaled_dot_product" in str(func):  # the processor's fused kernel is not in torch's registry
+            query, key, value = args[:3]
+            self.flops += 2 * query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+        elif count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def macs_by_layer(model: nn.Module, example) -> dict[str, int]:
     """Layer -> multiply–accumulates of one sample, biases not counted; ``"(functional)"``: attention products and calls without a layer."""
     counts: dict[str, int] = defaultdict(int)
@@ -194,14 +210,14 @@ def macs_by_layer(model: nn.Module, example) -> dict[str, int]:
         return hook
 
     hooks = [m.register_forward_hook(count(name)) for name, m in model.named_modules() if isinstance(m, (CONV, nn.Linear))]
-    counter = FlopCounterMode(display=False)
+    everything = _Products()
     try:
-        with counter:
+        with everything:
             _run(model, example)
     finally:
         for hook in hooks:
             hook.remove()
-    rest = counter.get_total_flops() // 2 // len(first) - sum(counts.values())
+    rest = everything.flops // 2 // len(first) - sum(counts.values())
     return dict(counts) | ({"(functional)": rest} if rest > 0 else {})
 
 
