@@ -41,7 +41,7 @@ def score_and_remove(method: Any, model: nn.Module, ratio: float, data=None, exa
     example = vision.EXAMPLE if example is None else example
     groups = inside_blocks(channel_groups(model, example))
     scores = method.scores(groups, model, data)
-    drop = select(groups, scores, model, example, ratio, mode=getattr(method, "allocation", "global"), round_to=round_to)
+    drop = select(groups, scores, model, example, ratio, mode=getattr(method, "mode", "global"), round_to=round_to)
     surgery = getattr(method, "surgery", remove)  # only an ablation brings its own
     return Pruned(surgery(model, drop, example, groups), _exhibits(groups, scores, drop))
 

@@ -55,20 +55,20 @@ class FSCL:
     """Filters' similarity in consecutive layers.
 
     ``similarity``: ``dot`` (the score above), ``cos`` (kernels normalised: direction only) or ``fro`` (‖PQᵀ‖_F). ``fold_batchnorm`` scales P by
-    |γ|/√(σ²+ε), so that a channel that batch norm switches off scores low. ``allocation``: one ``global`` threshold or ``uniform`` shares per layer.
+    |γ|/√(σ²+ε), so that a channel that batch norm switches off scores low. ``mode``: one ``global`` threshold or ``uniform`` shares per layer.
     ``consumers``, ``pairs`` and ``inverted`` exist to be wrong on purpose: readers of *other* channels, only the kernels of equal number compared,
     the best removed.
     """
 
     similarity: str = "dot"
     fold_batchnorm: bool = True
-    allocation: str = "global"
+    mode: str = "global"
     consumers: str = "own"
     pairs: str = "all"
     inverted: bool = False
 
     def __post_init__(self):
-        for name, allowed in (("similarity", ("dot", "cos", "fro")), ("allocation", ("global", "uniform")), ("consumers", ("own", "shuffled")),
+        for name, allowed in (("similarity", ("dot", "cos", "fro")), ("mode", ("global", "uniform")), ("consumers", ("own", "shuffled")),
                               ("pairs", ("all", "aligned"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
@@ -302,9 +302,9 @@ STUDY = Study(
         "FSCL": prune(FSCL(), role="paper"),
         "FSCL fro": prune(FSCL("fro"), evidence="recorded"),
         "FSCL cos": prune(FSCL("cos"), evidence="recorded"),
-        "FSCL, uniform shares": prune(FSCL(allocation="uniform"), evidence="recorded"),
+        "FSCL, uniform shares": prune(FSCL(mode="uniform"), evidence="recorded"),
         "L1": prune(L1()),
-        "random": prune(Random(), role="control", seeds=2),
+        "random": prune(Random(), role="control", seeds=4),
         "consumer norm": prune(ConsumerNorm()),
         "product of norms": prune(ProductNorm()),
         "dense": untouched(),
