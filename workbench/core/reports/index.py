@@ -38,4 +38,4 @@ def _payload(folder: Path, featured: registry.Entry | None) -> str:
     if featured is None:
         return ""
     text = (folder / "papers" / f"{featured.arxiv}.html").read_text(encoding="utf8")
-    return re.search(r'<script type="application/json" id="study">(.*?)</script>', text, re.S).group(1)
+    return re.search(r'<script type="application/json" id="study">(.*?)</script>', text, re.DOTALL).group(1)

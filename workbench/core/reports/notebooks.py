@@ -68,7 +68,7 @@ def _local_kernel(folder: Path) -> type:
         async def _async_pre_start_kernel(self, **options: Any):
             environment = options.pop("env", None) or os.environ
             path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[3]), environment.get("PYTHONPATH", "")]))
-            said = open(folder / "kernel.log", "wb")
+            said = os.open(folder / "kernel.log", os.O_WRONLY | os.O_CREAT)
             return await super()._async_pre_start_kernel(
                 env={**environment, "WORKBENCH_STATIC": "1", "PYTHONPATH": path}, stdout=said, stderr=said, **options)
 

@@ -10,7 +10,6 @@ points, drawn here once by `Study.picture`.
 
 from __future__ import annotations
 
-import base64
 import importlib
 import inspect
 import json
@@ -47,7 +46,7 @@ class Evidence:
 
 def evidence(study: Study, live: Sequence[Stored] | None, failures: Sequence[str] = ()) -> Evidence:
     """Golden points, with those measured now (``live``) in their place; beside live points only golden points of today's code and data are kept."""
-    stored, data_key = golden.points(study), study.track.data_key()
+    stored = golden.points(study)
     current = [item for item in stored if path_of(study, item.point)[1] == item.key]
     stale = len(stored) - len(current)
     if live is None:
@@ -55,7 +54,7 @@ def evidence(study: Study, live: Sequence[Stored] | None, failures: Sequence[str
         return Evidence(m, STALE if stale else STORED, golden.read(study).get("environment", {}), golden.read(study).get("data", ""), stale)
     m = Measurements(study, tuple({item.point: item for item in (*current, *live)}.values()))
     notes = [*failures, *golden.compare(study, Measurements(study, tuple(live)))]
-    return Evidence(m, LIVE, golden.environment(), data_key, stale, notes)
+    return Evidence(m, LIVE, golden.environment(), study.track.data_key(), stale, notes)
 
 
 def flips(study: Study, verdicts: Sequence[claims.Verdict]) -> list[str]:
@@ -108,41 +107,16 @@ def _settings(study: Study) -> list[tuple[str, dict]]:
 def _pictures(m: Measurements) -> dict:
     """The paper's picture per slider position. Traces and layouts that several pictures share stand once; pictures past the page's limit are left out."""
     pool: dict[str, int] = {}
-    frames, size, left_out = {}, 0, 0
-
-    def once(part: Any) -> int:
-        nonlocal size
-        text = json.dumps(part, separators=(",", ":"), allow_nan=False)
-        size += 0 if text in pool else len(text)
-        return pool.setdefault(text, len(pool))
-
+    frames: dict[str, list[int]] = {}
+    left_out = 0
     for address, setting in _settings(m.study):
-        drawn = figures.picture(m, setting)
-        if drawn is None:
-            continue
-        if size > PICTURE_BYTES:
+        if sum(map(len, pool)) > PICTURE_BYTES:
             left_out += 1
-            continue
-        layout = {key: _compact(value) for key, value in drawn.layout.to_plotly_json().items() if key != "template"}
-        frames[address] = [once(layout), *(once(_compact(trace.to_plotly_json())) for trace in drawn.data)]
+        elif (drawn := figures.picture(m, setting)) is not None:
+            bundle = json.loads(drawn.to_json())
+            bundle["layout"].pop("template", None)
+            frames[address] = [pool.setdefault(json.dumps(part), len(pool)) for part in (bundle["layout"], *bundle["data"])]
     return {"parts": [json.loads(text) for text in pool], "frames": frames, "leftOut": left_out}
-
-
-def _compact(value: Any) -> Any:
-    """Arrays as the smallest typed array that plotly reads; other numbers with six digits; no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _compact(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.size:
-        kinds = ("uint8", "int8", "uint16", "int16", "int32")
-        kind = next((k for k in kinds if np.iinfo(k).min <= value.min() and value.max() <= np.iinfo(k).max), None)
-        if kind:
-            shape = {"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {}
-            short = np.dtype(kind).str[1:]
-            return {"dtype": short, "bdata": base64.b64encode(value.astype(f"<{short}").tobytes()).decode(), **shape}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_compact(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    value = value.item() if isinstance(value, np.generic) else value
-    return _short(value) if isinstance(value, float) else value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def _series(m: Measurements) -> dict:
@@ -167,7 +141,7 @@ def source_of(function: Callable) -> tuple[str, int, str]:
         return "", 0, getattr(function, "__qualname__", repr(function))
 
 
-def context(entry: Entry, shown: Evidence, verdicts: Sequence[claims.Verdict], probe: Any) -> dict:
+def context(entry: Entry, shown: Evidence, verdicts: Sequence[claims.Verdict]) -> dict:
     """All that the template needs, as plain values."""
     study, m = shown.measurements.study, shown.measurements
     module = importlib.import_module(entry.module)
@@ -183,8 +157,8 @@ def context(entry: Entry, shown: Evidence, verdicts: Sequence[claims.Verdict], p
              "seeds": m.rows(name).seed.nunique(), "knobs": [figures.label(study, k.name) for k in study.knobs_of(name)]}
             for name, c in study.field.items()]
     return {"entry": entry, "study": study, "evidence": shown, "verdicts": verdicts, "tests": tests, "parts": parts, "ablations": ablations,
-            "contenders": rows, "reference": _reference(m), "cpu_seconds": sum(item.seconds for item in m.points), "probe": probe, "file": where,
-            "lesson": render.markdown(inspect.cleandoc(module.__doc__ or ""), 1), "code": render.code(inspect.getsource(module), anchor="line"),
+            "contenders": rows, "reference": _reference(m), "cpu_seconds": sum(item.seconds for item in m.points), "file": where,
+            "lesson": render.markdown(inspect.getdoc(module) or "", 2), "code": render.code(inspect.getsource(module), anchor="line"),
             "payload": render.embed(payload(m)), "description": figures.describe(m)}
 
 

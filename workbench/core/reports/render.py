@@ -26,7 +26,7 @@ from pygments.util import ClassNotFound
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-REMOTE = re.compile(r"^\s*(?:https?:)?//", re.I)
+REMOTE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
 
 
 def maths(tex: str, display: bool = False) -> str:
@@ -64,11 +64,10 @@ class _Html(mistune.HTMLRenderer):
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return super().link(text or url, url, title) if REMOTE.match(url) else super().image(text, url, title)
 
-    def inline_html(self, text: str) -> str:
-        return local(text)
-
     def block_html(self, text: str) -> str:
         return local(text)
+
+    inline_html = block_html
 
     def block_math(self, text: str) -> str:
         return f'<div class="formula" tabindex="0">{maths(text, True)}</div>\n'
@@ -96,37 +95,24 @@ def slug(text: str) -> str:
 
 def local(text: str) -> str:
     """HTML without scripts, frames and links that would load something from the network."""
-    text = re.sub(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|/>)", "", text, flags=re.S | re.I)
-    text = re.sub(r"<link\b[^>]*>", "", text, flags=re.I)
-    text = re.sub(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", "", text, flags=re.I)
-    return re.sub(r"\b(src|srcset|poster)\s*=\s*(['\"]?)\s*(?:https?:)?//[^'\"\s>]*\2", "", text, flags=re.I)
+    text = re.sub(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|/>)", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"<link\b[^>]*>", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", "", text, flags=re.IGNORECASE)
+    return re.sub(r"\b(src|srcset|poster)\s*=\s*(['\"]?)\s*(?:https?:)?//[^'\"\s>]*\2", "", text, flags=re.IGNORECASE)
 
 
 def embed(data: Any) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    """JSON that may stand inside a script element; what is not finite becomes null."""
+    finite = json.loads(json.dumps(data), parse_constant=lambda name: None)
+    return json.dumps(finite, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def figure(bundle: Mapping, alt: str = "") -> str:
-    """A plotly figure as data; the page's script draws it and fills the table behind it."""
-    content = {"data": bundle.get("data", []), "layout": {k: v for k, v in bundle.get("layout", {}).items() if k != "template"}}
-    return ('<figure class="plot"><div class="plotly" role="img" aria-label="{alt}"></div><script type="application/json">{data}</script>'
-            '<details class="numbers"><summary>Numbers behind this chart</summary><div></div></details></figure>'
-            ).format(alt=html.escape(alt or title_of(content), True), data=embed(_finite(content)))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: both are gaps."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not float("-inf") < value < float("inf") else value
-
-
-def title_of(bundle: Mapping) -> str:
-    title = bundle.get("layout", {}).get("title") or ""
-    return str(title.get("text") or "" if isinstance(title, Mapping) else title) or "chart"
+def figure(bundle: Mapping) -> str:
+    """A plotly figure as data; the page's script draws it, describes it and fills the table behind it."""
+    layout = {name: value for name, value in bundle.get("layout", {}).items() if name != "template"}
+    data = embed({"data": bundle.get("data", []), "layout": layout})
+    return (f'<figure class="plot"><div class="plotly" role="img" aria-label="chart"></div><script type="application/json">{data}</script>'
+            '<details class="numbers"><summary>Numbers behind this chart</summary><div></div></details></figure>')
 
 
 @dataclass(frozen=True)
@@ -160,7 +146,7 @@ def notebook(nb: Mapping, fallback_title: str) -> Page:
             parts.append(f'<div class="cell{" failed" if failed else ""}">{shown}<div class="outputs">{"".join(outputs)}</div></div>')
     body = "\n".join(parts)
     headings = [(int(level), anchor, re.sub(r"<[^>]+>", "", text)) for level, anchor, text in
-                re.findall(r'<h([1-3]) id="([^"]*)">(.*?)</h\1>', body, re.S)]
+                re.findall(r'<h([1-3]) id="([^"]*)">(.*?)</h\1>', body, re.DOTALL)]
     title = next((html.unescape(text) for level, _, text in headings if level == 1), fallback_title)
     return Page(title, body, [h for h in headings if h[0] > 1], error)
 
@@ -178,7 +164,7 @@ def _output(output: Mapping) -> str:
         return f'<pre class="traceback" role="alert" tabindex="0">{html.escape(traceback_of(output))}</pre>'
     data = output.get("data", {})
     if PLOTLY in data:
-        return figure(data[PLOTLY], data.get("text/plain", "") if output.get("metadata", {}).get("alt") else "")
+        return figure(data[PLOTLY])
     if "text/html" in data:
         return f'<div class="html scroll" tabindex="0">{local(data["text/html"])}</div>'
     if "text/markdown" in data:
@@ -211,4 +197,4 @@ def number(value: Any, digits: int = 4) -> str:
     """A measured value for people: four significant digits, integers whole, text as it is."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–" if value is None else str(value)
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.{digits}g}"
+    return (f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.{digits}g}").replace("-", "−")

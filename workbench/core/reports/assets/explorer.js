@@ -171,6 +171,7 @@
     }
     state.open = true;
     find(".predict").remove();
+    find(".values").hidden = false;
     redraw();
   }
 
