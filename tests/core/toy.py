@@ -1,5 +1,6 @@
 """A study without a model: quality falls as a straight line with the cost saved. Two knobs, five contenders, nothing trained."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,4 +55,15 @@ def study(**changes) -> Study:
 
 def measurements(toy: Study | None = None, profile: str = "full") -> Measurements:
     toy = toy or study()
-    return Measurements(toy, tuple(Stored(point, f"key{i}", measure(toy, point)) for i, point in enumerate(toy.points(profile))))
+    return Measurements(toy, tuple(Stored(point, f"key{i}", measure(toy.track, toy.field[point.contender], point)) for i, point in enumerate(toy.points(profile))))
+
+
+def forever(folder, removed, replica=0):
+    """A contender (with its ``folder`` bound) that never ends; leaves its process id there."""
+    with open(os.path.join(folder, f"{removed:g}-{replica}"), "w") as file:
+        file.write(str(os.getpid()))
+    while True:
+        pass
+
+
+STUDY = study()

@@ -213,7 +213,7 @@ def curve(m: Measurements, current: Mapping[str, float] | None = None, contender
     figure = go.Figure()
     for name in dict.fromkeys(rows.contender):
         points, style = rows[rows.contender == name], styles[name]
-        line = slides and len(points) > 1
+        line = slides and len(points) > 1 and not study.field[name].grid
         if line and study.field[name].role == "paper" and (points.high > points.low).any():
             figure.add_scatter(x=[*points[x], *points[x][::-1]], y=[*points.high, *points.low[::-1]], fill="toself", fillcolor=style.faded(0.14),
                                line_width=0, mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name, name=f"{name} interval")
