@@ -22,7 +22,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from .trace import CONV, OP, Pairs, Stays, Trace, _dims, shape_of
+from .trace import CONV, OP, Pairs, Stays, Trace, dims_of, shape_of
 
 NORM = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -148,7 +148,7 @@ def _slots_of(trace: Trace, node, side: str, pairs: Pairs) -> int | None:
     if node.type == OP.SPLIT:
         sizes = {shape_of(node.grad_fn, k)[trace.dim(node)] for k in range(len(node.grad_fn._input_metadata))} if trace.dim(node) is not None else {0}
         parts, channels = len(node.grad_fn._input_metadata), sum(sizes) * len(node.grad_fn._input_metadata)
-        if trace.dim(node) is not None and trace.dim(node) not in _dims(node.grad_fn, len(shape_of(node.grad_fn))):
+        if trace.dim(node) is not None and trace.dim(node) not in dims_of(node.grad_fn, len(shape_of(node.grad_fn))):
             return None
         if len(sizes) > 1:
             raise Stays("it is split into parts of different widths")

@@ -12,6 +12,7 @@ A step is (name, operation, arguments, keywords); ``{"$": name}`` is an earlier 
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,12 +51,15 @@ def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
     inputs = tuple(example.values()) if keywords else example if isinstance(example, tuple) else (example,)
     if len(inputs[0]) == 1:  # a batch of one would be taken for a constant
         inputs = tuple(x.repeat_interleave(2, 0) for x in inputs)
+    muted, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING  # torch.export logs pages before it raises
     try:
         with torch.no_grad():
             program = torch.export.export(_MainOutput(copy.deepcopy(model).eval(), keywords), inputs,
                                           dynamic_shapes=(tuple({0: torch.export.Dim.AUTO} for _ in inputs),))
     except Exception as error:  # torch.export raises dozens of kinds
-        raise NotCapturable(f"torch.export cannot trace it: {str(error).strip().splitlines()[0]}") from error
+        raise NotCapturable(f"torch.export cannot trace it: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+    finally:
+        logging.root.manager.disable = muted
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise NotCapturable("it changes its buffers or inputs while it runs")

@@ -4,8 +4,8 @@
     bitmap     1 bit a block, then the values of the blocks that are not zero
     4/8 bits   how many zero blocks to skip, then a block; a gap too long for the counter gets a filler block of zeros (Han et al. 2016, section 3)
 
-A *block* is one weight, a kernel row, a two-dimensional kernel or a whole filter (the trailing 0, 1, 2, … dimensions), or, with the kernel positions
-in front, one position of all kernels: a structure in the zeros is found and paid for once. All bytes are those of a file really written
+A *block* is one weight, a kernel row, a two-dimensional kernel or a whole filter (the trailing 0, 1, 2, … dimensions), or a column: what all filters
+read from one position of one input channel. A structure in the zeros is found and paid for once. All bytes are those of a file really written
 (:mod:`workbench.contracts.artifact`), and reading it gives the same tensors bit for bit.
 """
 
@@ -20,20 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Artifact, ArtifactError, read, save
-from .model import _restore, describe
+from .storage import describe, restore
 
 KINDS = ("bitmap", "gaps4", "gaps8")
 SAVING = 100  # bytes of file header that a second tensor costs: below that, sparse storage does not pay
 
 
 def blocks(shape: tuple[int, ...]) -> list[tuple[bool, int]]:
-    """(kernel positions in front?, values a block) of the layouts that are tried for a weight of this shape."""
-    found = [(False, math.prod(shape[len(shape) - n:])) for n in range(len(shape))]
-    return found + ([(True, shape[0] * shape[1])] if len(shape) > 2 else [])
-
-
-def _view(tensor: np.ndarray, front: bool) -> np.ndarray:
-    return np.moveaxis(tensor, (0, 1), (-2, -1)) if front else tensor
+    """(columns?, values a block) of the layouts that are tried for a weight of this shape."""
+    return [(False, math.prod(shape[len(shape) - n:])) for n in range(len(shape))] + [(True, shape[0])]
 
 
 def _gaps(occupied: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,10 +48,10 @@ def encode(tensor: Tensor) -> tuple[dict, Tensor, Tensor | None]:
     """(how, values, index) of the smallest form; ``how`` is plain JSON, the index is uint8 (None: dense)."""
     array = tensor.detach().cpu().contiguous().numpy()
     best = (array.nbytes - SAVING, {"kind": "dense"}, None, None)
-    for front, width in blocks(array.shape) if array.ndim > 1 and array.dtype == np.float32 else ():
-        flat = _view(array, front).reshape(-1, width)
+    for columns, width in blocks(array.shape) if array.ndim > 1 and array.dtype == np.float32 else ():
+        flat = (np.moveaxis(array, 0, -1) if columns else array).reshape(-1, width)
         occupied = (flat != 0).any(1)
-        how = {"shape": list(array.shape), "front": front, "block": width}
+        how = {"shape": list(array.shape), "columns": columns, "block": width}
         size = (len(occupied) + 7) // 8 + int(occupied.sum()) * width * 4
         if size < best[0]:
             best = (size, {"kind": "bitmap", **how}, flat[occupied], np.packbits(occupied))
@@ -77,7 +72,7 @@ def decode(how: Mapping, values: Tensor, index: Tensor | None) -> Tensor:
         return values
     try:
         shape, width = tuple(how["shape"]), how["block"]
-        if how["kind"] not in KINDS or (how["front"], width) not in blocks(shape) or values.dtype != torch.float32 or index.dtype != torch.uint8:
+        if how["kind"] not in KINDS or (how["columns"], width) not in blocks(shape) or values.dtype != torch.float32 or index.dtype != torch.uint8:
             raise ValueError(f"form {dict(how)}")
         content, skips, count = values.numpy().reshape(-1, width), index.numpy(), math.prod(shape) // width
         if how["kind"] == "bitmap":
@@ -94,9 +89,8 @@ def decode(how: Mapping, values: Tensor, index: Tensor | None) -> Tensor:
             raise ValueError(f"{len(content)} blocks for {len(places)} places")
         flat = np.zeros((count, width), np.float32)
         flat[places] = content
-        front = (*shape[2:], *shape[:2]) if how["front"] else shape
-        array = flat.reshape(front)
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, (-2, -1), (0, 1)) if how["front"] else array))
+        array = np.moveaxis(flat.reshape(*shape[1:], shape[0]), -1, 0) if how["columns"] else flat.reshape(shape)
+        return torch.from_numpy(np.ascontiguousarray(array))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ArtifactError(f"malformed sparse tensor: {error}") from error
 
@@ -122,7 +116,7 @@ def load_sparse(path: str | os.PathLike, model: nn.Module | None = None) -> nn.M
     try:
         tensors = {name: decode(forms[name], tensor, artifact.tensors.get(f"{name}@")) if name in forms else tensor
                    for name, tensor in artifact.tensors.items() if not name.endswith("@")}
-        return _restore(Artifact(tensors, artifact.meta["network"], artifact.graph), model)
+        return restore(Artifact(tensors, artifact.meta["network"], artifact.graph), model)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:

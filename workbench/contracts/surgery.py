@@ -5,8 +5,6 @@
     drop = select(groups, scores, model, example, ratio=.5)       # {group name: units}, half of the multiply–accumulates
     small = remove(model, drop, example, groups)                  # a deep copy whose tensors are smaller
     reestimate_batchnorm(small, images)                           # before judging a net that is not fine-tuned
-
-MACs are multiply–accumulates of one sample through convolutions, linear layers and attention products, at the shapes that really occur.
 """
 
 from __future__ import annotations
@@ -17,10 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from .channels import ChannelGroup, Member, channel_groups, left_alone
+from .macs import check_runs, macs, macs_by_layer, parameters
 from .trace import CONV, forward, shape_text
 
 __all__ = [
@@ -96,7 +93,7 @@ def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup]
     small = _removed(model, drop, groups, example)
     try:
         if drop:
-            _run(small, example)
+            check_runs(small, example)
     except ValueError as error:
         guilty = [name for name in drop if not _runs(_removed(model, {name: drop[name]}, groups, example), example)]
         raise ValueError(f"model: its own code fixes the number of channels of {', '.join(guilty or drop)} ({error.__cause__}); "
@@ -155,80 +152,12 @@ def mask(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] |
     return masked
 
 
-# ---------------------------------------------------------------------------------------------------------------- counting
-
-def _run(model: nn.Module, example) -> None:
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            forward(model, example)
-    except Exception as error:
-        raise ValueError(f"example: the model does not run on one of {shape_text(example)}: {error}") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
 def _runs(model: nn.Module, example) -> bool:
     try:
-        _run(model, example)
+        check_runs(model, example)
     except ValueError:
         return False
     return True
-
-
-class _Products(TorchDispatchMode):
-    """Counts the floating-point operations of every matrix product and convolution that runs (two for a multiply–accumulate)."""
-
-    flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if "scaled_dot_product" in str(func):  # the processor's fused kernel is not in torch's registry
-            query, key, value = args[:3]
-            self.flops += 2 * query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
-        elif count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def macs_by_layer(model: nn.Module, example) -> dict[str, int]:
-    """Layer -> multiply–accumulates of one sample, biases not counted; ``"(functional)"``: attention products and calls without a layer."""
-    counts: dict[str, int] = defaultdict(int)
-    first = example if isinstance(example, Tensor) else next(iter(example.values() if isinstance(example, Mapping) else example))
-
-    def count(name):
-        def hook(module, inputs, output):
-            if isinstance(module, nn.Linear):
-                total = output.numel() * module.in_features
-            elif module.transposed:  # every input value meets the whole kernel
-                total = inputs[0].numel() * module.weight[0].numel()
-            else:
-                total = output.numel() * module.weight[0].numel()
-            counts[name] += total // len(first)
-        return hook
-
-    hooks = [m.register_forward_hook(count(name)) for name, m in model.named_modules() if isinstance(m, (CONV, nn.Linear))]
-    everything = _Products()
-    try:
-        with everything:
-            _run(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    rest = everything.flops // 2 // len(first) - sum(counts.values())
-    return dict(counts) | ({"(functional)": rest} if rest > 0 else {})
-
-
-def macs(model: nn.Module, example) -> int:
-    """Multiply–accumulates of one sample (convolutions, linear layers, attention products) at the shapes of ``example``."""
-    return sum(macs_by_layer(model, example).values())
-
-
-def parameters(model: nn.Module) -> int:
-    """Number of parameters, a shared one counted once."""
-    return sum(p.numel() for p in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------------------- choosing
@@ -322,15 +251,16 @@ def reestimate_batchnorm(model: nn.Module, images: Tensor | Iterable[Tensor], ba
     model.eval()
     if not norms:
         return
-    seen = 0
     for m in norms:
         m.reset_running_stats()
         m.momentum = None  # cumulative average
         m.train()
+    seen = 0
     try:
-        for x in images.split(batch) if isinstance(images, Tensor) else images:
+        for seen, x in enumerate(images.split(batch) if isinstance(images, Tensor) else images, 1):
             forward(model, x)
-            seen += 1
+    except RuntimeError as error:
+        raise ValueError(f"images: batch {seen} of {shape_text(x)} does not fit the model: {error}") from error
     finally:
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum

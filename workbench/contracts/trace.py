@@ -60,7 +60,7 @@ def shape_of(fn, number: int = 0) -> tuple[int, ...]:
     return tuple(int(s) for s in known[number].shape) if number < len(known) else ()
 
 
-def _dims(fn, rank: int) -> list[int]:
+def dims_of(fn, rank: int) -> list[int]:
     """The dimensions that an operation names, counted from the front (autograd stores negative ones as unsigned numbers)."""
     stored = getattr(fn, "_saved_dim", ())
     stored = (stored,) if isinstance(stored, int) else stored or ()
@@ -172,9 +172,9 @@ class Trace:
             found = regroup(source, dim, target)
             return found[0] if found else 1 if len(source) == 2 and regroup(target, 1, source) else None  # the latter: (B, C·H·W) → (B, C, H, W)
         if "Unsqueeze" in name:
-            return dim + (_dims(fn, len(target))[0] <= dim)
+            return dim + (dims_of(fn, len(target))[0] <= dim)
         if len(target) < len(source):  # reductions, select, squeeze
-            gone = _dims(fn, len(source)) or [i for i, s in enumerate(source) if s == 1]
+            gone = dims_of(fn, len(source)) or [i for i, s in enumerate(source) if s == 1]
             return None if dim in gone else dim - sum(d < dim for d in gone)
         return dim + len(target) - len(source)  # broadcasting aligns the last dimensions
 
@@ -197,7 +197,7 @@ class Trace:
             dim, before = self.dim(source), shape_of(fn, number)
             if dim is None or not before:
                 continue
-            here = dim in _dims(node.grad_fn, len(before))
+            here = dim in dims_of(node.grad_fn, len(before))
             if here and REDUCING.search(name):
                 return f"it is reduced over channels by {name}"
             if here and node.type == OP.UNBIND or "Select" in name and here:
@@ -214,7 +214,7 @@ class Trace:
         widths = self._widths(node) if node.type == OP.CONCAT else None
         for i, (source, fn, number) in enumerate(self.edges(node)):
             after, back = [None, None], [None, None]  # forwards: leave the source, enter the node
-            if source.type == OP.SPLIT and self.dim(source) in _dims(fn, len(shape_of(fn))):
+            if source.type == OP.SPLIT and self.dim(source) in dims_of(fn, len(shape_of(fn))):
                 sizes = [shape_of(fn, k)[self.dim(source)] for k in range(number + 1)]
                 start, width = sum(sizes[:-1]), sizes[-1]
                 after[0], back[1] = _range(start, width), _shift(start)
@@ -238,7 +238,7 @@ class Trace:
         """(offset, width) of every traced input of a concatenation over channels; None if it runs over another dimension."""
         rank = len(shape_of(node.grad_fn))
         dim = self.dim(node)
-        if dim is None or _dims(node.grad_fn, rank) != [dim]:
+        if dim is None or dims_of(node.grad_fn, rank) != [dim]:
             return None
         sizes = [shape_of(fn, number)[dim] if fn is not None else -1 for fn, number in node.grad_fn.next_functions]
         if -1 in sizes:  # a part that no weight influences
