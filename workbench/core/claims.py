@@ -6,6 +6,7 @@ unit is the *replica*, an independently trained checkpoint; seeds are averaged w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from .measurements import Measurements
-from .study import Claim, Outcome, Study, StudyError
+from .study import Claim, Metric, Outcome, Study, StudyError
 
 HOLDS, NOT_REPRODUCED, UNDECIDED, NEEDS_HARDWARE = "holds", "not reproduced", "undecided", "needs hardware"
 LEVEL = 0.90
@@ -58,35 +59,48 @@ def better(metric: str, than: str, by: float = 0.0, at_equal: str | None = None,
     """
 
     def test(m: Measurements) -> Estimate:
-        sign = 1 if m.study.track.metrics[metric].more_is_better else -1
+        sign = 1 if _metric(m, metric).more_is_better else -1
         ours, theirs = m.rows(of, **knobs), m.rows(than, **knobs)
         differences = []
         for replica in sorted(set(ours.replica) & set(theirs.replica)):
             a, b = ours[ours.replica == replica], theirs[theirs.replica == replica]
             difference = _at_equal(a, b, at_equal, metric, over) if at_equal else _at_same_knobs(m.study, a, b, metric)
-            if np.isfinite(difference):
+            if difference is not None:  # None: no common knob value or cost; NaN (something diverged) stays and leaves the claim undecided
                 differences.append(sign * difference)
         return estimate(differences, by)
 
+    return _speaks_of(of, test)
+
+
+def _speaks_of(of: str | None, test: Callable) -> Callable:
+    """Notes on a claim's test which contender it is about (`judge` puts ablations and rivals in its place)."""
+    test.of = of or ""
     return test
 
 
-def _at_same_knobs(study: Study, a, b, metric: str) -> float:
+def _metric(m: Measurements, name: str) -> Metric:
+    if name not in m.study.track.metrics:
+        raise StudyError(f"track {m.study.track.name} has no metric {name!r}; it has {', '.join(m.study.track.metrics)}")
+    return m.study.track.metrics[name]
+
+
+def _at_same_knobs(study: Study, a, b, metric: str) -> float | None:
     shared = [knob.name for knob in study.knobs if a[knob.name].notna().all() and b[knob.name].notna().all() and len(a) and len(b)]
     if not shared:
-        return a[metric].mean() - b[metric].mean()
+        return a[metric].mean(skipna=False) - b[metric].mean(skipna=False)
     means = [rows.groupby(shared)[metric].mean() for rows in (a, b)]
-    return (means[0] - means[1]).dropna().mean()
+    common = means[0].index.intersection(means[1].index)
+    return (means[0][common] - means[1][common]).mean(skipna=False) if len(common) else None
 
 
-def _at_equal(a, b, cost: str, metric: str, over: tuple[float, float] | None) -> float:
+def _at_equal(a, b, cost: str, metric: str, over: tuple[float, float] | None) -> float | None:
     curves = [rows.groupby("seed")[[cost, metric]].apply(lambda r: r.sort_values(cost).to_numpy()) for rows in (a, b)]
     low = max(curve[0, 0] for group in curves for curve in group)
     high = min(curve[-1, 0] for group in curves for curve in group)
     if over:
         low, high = max(low, over[0]), min(high, over[1])
-    if low > high:
-        return np.nan
+    if not low <= high:
+        return None
     costs = np.linspace(low, high, 33)
     mean = [np.mean([np.interp(costs, curve[:, 0], curve[:, 1]) for curve in group], axis=0) for group in curves]
     return float((mean[0] - mean[1]).mean())
@@ -99,12 +113,13 @@ def bound(metric: str, at_least: float | None = None, at_most: float | None = No
         raise StudyError("bound needs one of at_least and at_most")
 
     def test(m: Measurements) -> Estimate:
+        _metric(m, metric)
         rows = m.rows(of, **knobs).groupby("replica")[metric].mean()
         if relative_to:
-            rows = (rows / m.rows(relative_to, **knobs).groupby("replica")[metric].mean()).dropna()
-        return estimate(rows.to_numpy(), at_least if at_most is None else at_most, at_most is None)
+            rows = rows / m.rows(relative_to, **knobs).groupby("replica")[metric].mean()
+        return estimate(rows.dropna().to_numpy(), at_least if at_most is None else at_most, at_most is None)
 
-    return test
+    return _speaks_of(of, test)
 
 
 def better_per_item(sample: str, than: str, by: float = 0.0, more_is_better: bool = True, **knobs: float) -> Callable[[Measurements], Estimate]:
@@ -124,9 +139,10 @@ def monotone(metric: str, knob: str, rising: bool = True, least: float = 0.9) ->
     """Spearman's rank correlation of ``metric`` with ``knob`` is at least ``least`` (at most ``-least`` if falling), per replica."""
 
     def test(m: Measurements) -> Estimate:
-        rows = m.rows()
+        _metric(m, metric)
+        rows = m.rows(**{k.name: k.default for k in m.study.knobs_of(m.subject) if k.name != m.study.knob(knob).name})
         sign = 1 if rising else -1
-        values = [sign * stats.spearmanr(group[knob], group[metric]).statistic
+        values = [sign * stats.spearmanr(group[knob], group[metric]).statistic if group[metric].nunique() > 1 else 0.0  # constant: no trend at all
                   for _, group in rows.groupby("replica") if group[knob].nunique() > 2]
         return estimate(values, least)
 
@@ -175,46 +191,54 @@ def _outcome(check, subject) -> Outcome:
 
 def judge(study: Study, claim: Claim, m: Measurements, family: str = "") -> Verdict:
     """The verdict on one claim and the stand-ins (ablations, rivals) of which it does not hold."""
-    evidence = _evidence(study, claim, m)
-    common = {"paper": study.paper, "family": family, "what": "claim", "name": claim.name, "text": claim.text, "kind": "comparative"}
+    touched = _touched(study, claim, m)
+    of = getattr(claim.test, "of", "") or study.subject
+    ranks = ("live", "checkpoint", "recorded")  # the weakest evidence among the contenders that the claim looks at
+    evidence = max((study.field[name].evidence for name in touched or {of}), key=ranks.index) if claim.test else "recorded"
+    common = {"paper": study.paper, "family": family, "what": "claim", "name": claim.name, "text": claim.text, "evidence": evidence,
+              "kind": "comparative" if len(touched) > 1 else "quantitative"}
     if claim.needs or claim.test is None:
-        return Verdict(**common, status=NEEDS_HARDWARE, measured=None, margin=None, interval=None, evidence=evidence, note=claim.needs)
-    result = claim.test(m)
+        return Verdict(**common, status=NEEDS_HARDWARE, measured=None, margin=None, interval=None, note=claim.needs)
+    try:
+        result = claim.test(m)
+    except Exception as error:  # one claim that cannot be judged must not hide the others
+        return Verdict(**common, status=UNDECIDED, measured=None, margin=None, interval=None, note=f"{type(error).__name__}: {error}")
     broken = ()
     if result.status == HOLDS:
-        names = [name for name, c in study.field.items() if name != study.subject and c.role in ("ablation", "rival", "control", "paper")]
-        broken = tuple(name for name in names if len(m.rows(name)) and _status_of(claim, m.standing_in(name)) != HOLDS)
+        # What the claim compares with cannot stand in: against itself it would "break" any margin.
+        names = [name for name, c in study.field.items() if name not in touched | {of} and c.role in ("ablation", "rival", "control", "paper")]
+        broken = tuple(name for name in names if _breaks(claim, m.standing_in(name, of)))
     note = claim.reason if result.status != HOLDS else ""
+    if result.units == 0:
+        note = f"nothing to compare was measured{': ' if note else ''}{note}"
     return Verdict(**common, status=result.status, measured=result.value, margin=result.margin, interval=(result.low, result.high),
-                   evidence=evidence, broken_by=broken, note=note)
+                   broken_by=broken, note=note)
 
 
-def _status_of(claim: Claim, m: Measurements) -> str:
+def _breaks(claim: Claim, m: Measurements) -> bool:
+    """Whether the claim was put to the stand-in and did not hold; a stand-in that lacks the points, metric or sample was not put to it."""
     try:
-        return claim.test(m).status
-    except (KeyError, ValueError, IndexError):  # the stand-in lacks a metric, sample or knob that the claim needs
-        return UNDECIDED
+        result = claim.test(m)
+    except (KeyError, ValueError, IndexError):
+        return False
+    return result.units > 0 and result.status != HOLDS
 
 
 class _Touched(Measurements):
     """Measurements that note which contenders a claim looks at."""
 
-    def rows(self, contender=None, **where):
+    def rows(self, contender=None, tier="embedded", **knobs):
         self._cache.setdefault("touched", set()).add(contender or self.subject)
-        return super().rows(contender, **where)
+        return super().rows(contender, tier, **knobs)
 
 
-def _evidence(study: Study, claim: Claim, m: Measurements) -> str:
-    """The weakest evidence among the contenders that the claim looks at."""
+def _touched(study: Study, claim: Claim, m: Measurements) -> set[str]:
     if claim.test is None:
-        return "recorded"
-    probe = _Touched(study, m.points)
-    try:
-        claim.test(probe)
-    except (KeyError, ValueError, IndexError):
-        pass
-    ranks = ("live", "checkpoint", "recorded")
-    return max((study.field[name].evidence for name in probe._cache.get("touched", {study.subject})), key=ranks.index)
+        return set()
+    watched = _Touched(study, m.points)
+    with contextlib.suppress(Exception):
+        claim.test(watched)
+    return watched._cache.get("touched", set()) & set(study.field)
 
 
 def ledger(study: Study, m: Measurements, family: str = "") -> list[Verdict]:

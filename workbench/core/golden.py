@@ -25,7 +25,7 @@ def path_of(study: Study) -> Path:
 
 def environment() -> dict[str, str]:
     """Versions and the processor's name, kept beside results so that differences can be explained."""
-    import importlib.metadata as metadata
+    from importlib import metadata
 
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "scikit-image", "torch-pruning", "pillow")}
     return {"python": platform.python_version(), "cpu": cpu_name(), **versions}

@@ -54,7 +54,7 @@ def _number(value: float) -> float | int | None:
 def encode_array(array: np.ndarray) -> list:
     """An array as ``[dtype, shape, base64 of its deflated little-endian bytes]``; booleans are packed to bits."""
     array = np.asarray(array)
-    if array.dtype == object:
+    if array.dtype.kind not in "biuf":
         raise StudyError(f"samples, series and exhibits must be plain numbers, not {array.dtype}")
     raw = np.packbits(array) if array.dtype == bool else array.astype(array.dtype.newbyteorder("<"))
     return [array.dtype.name, list(array.shape), base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode()]
@@ -65,9 +65,9 @@ def decode_array(text: list) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64)) if shape else 1
     size = (count + 7) // 8 if name == "bool" else count * np.dtype(name).itemsize
     decoder = zlib.decompressobj()
-    raw = decoder.decompress(base64.b64decode(packed), size)
+    raw = decoder.decompress(base64.b64decode(packed), size + 1)  # one more than is right: enough to notice, too little to fill the memory
     if len(raw) != size:
-        raise StudyError(f"stored array is damaged: {len(raw)} of {size} bytes")
+        raise StudyError(f"stored array is damaged: {size} bytes were expected")
     if name == "bool":
         return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool).reshape(shape)
     return np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name).reshape(shape)
@@ -81,6 +81,9 @@ def cache_folder() -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: into a temporary file beside it, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed; one that lives is at work on it
+        if not _alive(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as handle:
@@ -90,6 +93,18 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # someone else's, so alive
+        pass
+    return True
 
 
 def write_point(path: Path, stored: Stored) -> None:
@@ -111,6 +126,7 @@ class Measurements:
     study: Study
     points: tuple[Stored, ...]
     subject: str = ""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
@@ -129,18 +145,27 @@ class Measurements:
             self._cache["index"] = {stored.key: stored for stored in self.points}
         return self._cache["index"][key]
 
-    def standing_in(self, contender: str) -> Measurements:
-        """The same points with ``contender`` in the subject's place: does the claim still hold of an ablation, of a rival?"""
-        return Measurements(self.study, self.points, contender, self._cache)
+    def standing_in(self, contender: str, instead_of: str = "") -> Measurements:
+        """The same points with ``contender`` in the place of the subject (or of ``instead_of``): does the claim still hold of an ablation, a rival?"""
+        return Measurements(self.study, self.points, self.subject if instead_of else contender, {instead_of: contender} if instead_of else {}, self._cache)
 
     def rows(self, contender: str | None = None, tier: str = "embedded", **knobs: float) -> pd.DataFrame:
-        """Rows of a contender (default: the subject); ``knobs`` pin values, knobs not named stand at their defaults unless they are the only one."""
+        """Rows of a contender (default: the subject) where one knob varies: ``knobs`` pin values; the first knob, or the only one not pinned, is free; the
+        others stand at their defaults. A contender without a pinned knob gives its rows all the same (a reference)."""
         name = contender or self.subject
-        frame = self.frame
-        rows = frame[(frame.contender == name) & (frame.tier == tier)]
-        for knob in self.study.knobs:
-            if knob.name in knobs and knob.name in self.study.field[name].arguments:
-                rows = rows[np.isclose(rows[knob.name].astype(float), knobs[knob.name])]
+        name = self.stand_ins.get(name, name)
+        if name not in self.study.field:
+            raise StudyError(f"{self.study.name} has no contender {name!r}; it has {', '.join(self.study.field)}")
+        unknown = set(knobs) - {knob.name for knob in self.study.knobs}
+        if unknown:
+            raise StudyError(f"{self.study.name} has no knob {', '.join(unknown)}; it has {', '.join(k.name for k in self.study.knobs)}")
+        own = self.study.knobs_of(name)
+        open_ = [knob for knob in own if knob.name not in knobs]
+        free = open_[0].name if open_ and (len(open_) == 1 or open_[0] is own[0]) else ""
+        rows = self.frame[(self.frame.contender == name) & (self.frame.tier == tier)]
+        for knob in own:
+            if knob.name != free:
+                rows = rows[np.isclose(rows[knob.name].astype(float), knobs.get(knob.name, knob.default))]
         return rows
 
     def samples(self, rows: pd.DataFrame, name: str) -> list[np.ndarray]:

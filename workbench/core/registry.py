@@ -58,11 +58,14 @@ def _implemented() -> dict[str, tuple[str, str]]:
     found = {}
     for path in sorted((ROOT / "papers").glob("*/*.py")):
         text = path.read_text(encoding="utf8")
-        if re.search(r"^STUDY = Study\(", text, re.M):
+        if re.search(r"^STUDY = Study\(", text, re.MULTILINE):
             block = text[text.index("\nSTUDY = Study("):]
-            paper, name = (re.search(rf'\b{word}="([^"]+)"', block) for word in ("paper", "name"))
-            if paper and name:
-                found[paper.group(1)] = (name.group(1), f"workbench.papers.{path.parent.name}.{path.stem}")
+            paper, name = (re.search(rf'^    {word}="([^"]+)",$', block, re.MULTILINE) for word in ("paper", "name"))
+            if not paper or not name:
+                raise StudyError(f'{path}: its STUDY needs the lines `    paper="…",` and `    name="…",`, by which it is found without being imported')
+            if paper.group(1) in found:
+                raise StudyError(f"{paper.group(1)} has two studies: {found[paper.group(1)][1]} and {path}")
+            found[paper.group(1)] = (name.group(1), f"workbench.papers.{path.parent.name}.{path.stem}")
     return found
 
 
@@ -70,7 +73,7 @@ def _classics() -> list[Entry]:
     """Classics are the entries of ``CLASSICS`` rows (``# classic: key | title | year``) in a family's ``classics.py``."""
     entries = []
     for path in sorted((ROOT / "papers").glob("*/classics.py")):
-        for key, title, year in re.findall(r"^# classic: ([\w-]+) \| (.+?) \| (\d{4})$", path.read_text(encoding="utf8"), re.M):
+        for key, title, year in re.findall(r"^# classic: ([\w-]+) \| (.+?) \| (\d{4})$", path.read_text(encoding="utf8"), re.MULTILINE):
             entries.append(Entry(key, title, path.parent.name, year, "", key, f"workbench.papers.{path.parent.name}.classics", "classic"))
     return entries
 
@@ -85,7 +88,7 @@ def families() -> dict[str, str]:
     glosses = {}
     for name in dict.fromkeys(entry.family for entry in catalogue()):
         path = ROOT / "papers" / name / "__init__.py"
-        match = re.match(r'\s*"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf8"), re.S) if path.exists() else None
+        match = re.match(r'\s*"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf8"), re.DOTALL) if path.exists() else None
         glosses[name] = " ".join(match.group(1).split()) if match else ""
     return glosses
 
@@ -96,10 +99,14 @@ def find(name: str) -> Entry:
     key = str(name).strip().lower().removeprefix("arxiv:")
     if key in entries:
         return entries[key]
-    titles = {entry.title.lower(): entry for entry in catalogue()}
-    near = difflib.get_close_matches(key, entries, 3, 0.0) if len(key) < 15 else \
-        [titles[t].arxiv for t in difflib.get_close_matches(key, titles, 3, 0.0)]
-    raise StudyError(f"no paper {name!r}; the nearest are {', '.join(near)} (`workbench papers` lists all)")
+    raise StudyError(f"no paper {name!r}; the nearest are {', '.join(_nearest(key, list(entries)))} (`workbench papers` lists all)")
+
+
+def _nearest(key: str, names: list[str]) -> list[str]:
+    """The three names or ids most like ``key``; a longer key is taken for (a part of) a title."""
+    words = {name: name for name in names} if len(key) < 15 else {entry.title.lower(): entry.name or entry.arxiv for entry in catalogue()}
+    inside = [word for word in words if key and key in word]
+    return [words[word] for word in dict.fromkeys([*inside, *difflib.get_close_matches(key, words, 3, 0.0)])][:3]
 
 
 def select(name: str) -> list[Entry]:
@@ -112,6 +119,12 @@ def select(name: str) -> list[Entry]:
             raise StudyError(f"no paper of the family {name} is implemented yet; implemented families: "
                              f"{', '.join(sorted({e.family for e in implemented()}))}")
         return chosen
-    entry = find(name)
+    try:
+        entry = find(name)
+    except StudyError:
+        family = difflib.get_close_matches(name, {entry.family for entry in catalogue()}, 1, 0.8)
+        if family:
+            raise StudyError(f"no paper or family {name!r}; did you mean the family {family[0]}?") from None
+        raise
     entry.study()
     return [entry]

@@ -288,17 +288,16 @@ def call_with(function: Callable, arguments: frozenset[str] | None = None, **ava
     return function(**{name: value for name, value in available.items() if name in names})
 
 
-def measure(study: Study, point: Point) -> Result:
+def measure(track: Track, contender: Contender, point: Point) -> Result:
     """Makes the thing at ``point`` and has the track measure it; ``series`` and ``exhibits`` that the thing carries are kept with the result."""
-    contender = study.field[point.contender]
     where = {"replica": point.replica, "seed": point.seed, "tier": point.tier}
     thing = call_with(contender.make, contender.arguments, **dict(point.knobs), **where)
-    result = call_with(study.track.measure, thing=thing, **where)
-    missing = {study.track.cost, study.track.quality} - set(result.metrics)
+    result = call_with(track.measure, thing=thing, **where)
+    missing = {track.cost, track.quality} - set(result.metrics)
     if missing:
-        raise StudyError(f"track {study.track.name} measured no {', '.join(sorted(missing))}")
+        raise StudyError(f"track {track.name} measured no {', '.join(sorted(missing))}")
     exhibits = {**getattr(thing, "exhibits", {}), **result.exhibits}
     size = sum(np.asarray(array).nbytes for array in exhibits.values())
     if size > 8192:
-        raise StudyError(f"{study.name}, {point.contender}: {size} bytes of exhibits; at most 8192 a point")
+        raise StudyError(f"{point.contender}: {size} bytes of exhibits; at most 8192 a point")
     return Result(dict(result.metrics), dict(result.samples), {**getattr(thing, "series", {}), **result.series}, exhibits)

@@ -6,18 +6,22 @@ time or loses its worker is reported with paper and knobs, and the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import multiprocessing
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, TimeoutError, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import registry
 from .keys import point_key
 from .measurements import Measurements, Stored, cache_folder, read_point, write_point
-from .study import Point, Study, StudyError, measure
+from .probe import busy
+from .study import Contender, Point, Study, StudyError, measure
 
 
 def store_folder() -> Path:
@@ -51,26 +55,27 @@ def module_of(study: Study) -> str:
     return registry.find(study.paper).module
 
 
-def path_of(study: Study, point: Point) -> tuple[Path, str]:
-    """Where the point is stored, and its key."""
-    key = point_key(module_of(study), study.track.data_key(), point)
+def path_of(study: Study, point: Point, module: str = "") -> tuple[Path, str]:
+    """Where the point is stored, and its key; ``module`` is the study's (default: found in the registry)."""
+    key = point_key(module or module_of(study), study.track.data_key(), point)
     return store_folder() / study.paper / f"{key}.point", key
 
 
-def run_point(module: str, point: Point) -> Stored:
-    """Measures and stores one point (in a worker; the study is imported by its module's name)."""
-    import importlib
+def run_point(module: str, point: Point, visitor: bytes = b"") -> Stored:
+    """Measures one point in a worker; the study is imported by its module's name. The point is stored, unless it belongs to a ``visitor``: a contender
+    defined elsewhere (a notebook cell), sent as cloudpickle bytes from this machine's own kernel and measured on the study's track."""
+    import cloudpickle
 
-    import torch
-
-    torch.set_num_threads(1)
     study: Study = importlib.import_module(module).STUDY
-    path, key = path_of(study, point)
+    contender = cloudpickle.loads(visitor) if visitor else study.field[point.contender]
+    path, key = path_of(study, point, module)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    result = measure(study, point)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the answer of the command that runs the sweep
+        result = measure(study.track, contender, point)
     after = resource.getrusage(resource.RUSAGE_SELF)
     stored = Stored(point, key, result, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    write_point(path, stored)
+    if not visitor:
+        write_point(path, stored)
     return stored
 
 
@@ -80,7 +85,15 @@ def pool(jobs: int):
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "numpy", "pandas", "workbench.core.sweep"])
-    return pebble.ProcessPool(max_workers=jobs, context=context)
+    return pebble.ProcessPool(max_workers=jobs, context=context, initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    import threadpoolctl
+    import torch
+
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
 def sweep(study: Study, profile: str = "quick", jobs: int | None = None, fresh: bool = False, points: Sequence[Point] | None = None,
@@ -102,41 +115,61 @@ def sweep(study: Study, profile: str = "quick", jobs: int | None = None, fresh: 
             if stored is not None and stored.key == key:
                 found[point] = stored
     todo = [point for point in wanted if point not in found]
-    result = Sweep(Measurements(study, ()), measured=len(todo))
-    done = len(wanted) - len(todo)
-    if on_point:
-        on_point(done, len(wanted))
-    if todo:
-        module = module_of(study)
-        study.track.data_key()
-        with pool(min(jobs or os.cpu_count() or 1, len(todo))) as workers:
-            futures = {workers.schedule(run_point, args=(module, point), timeout=study.time_limit): point for point in todo}
-            try:
-                for future in as_completed(futures):
-                    point = futures[future]
-                    try:
-                        stored = future.result()
-                        found[point] = stored
-                        result.cpu_seconds += stored.seconds
-                    except TimeoutError:
-                        result.failures.append(Failure(study.paper, point, f"not finished after {study.time_limit:g} s"))
-                    except CancelledError:
-                        raise
-                    except Exception as error:
-                        result.failures.append(Failure(study.paper, point, f"{type(error).__name__}: {error}"))
-                    done += 1
-                    if on_point:
-                        on_point(done, len(wanted))
-            except BaseException:
-                workers.stop()
-                workers.join(5)
-                raise
+    result = Sweep(Measurements(study, ()))
+    report = (lambda done: on_point(len(wanted) - len(todo) + done, len(wanted))) if on_point else (lambda done: None)
+    report(0)
+    found |= {stored.point: stored for stored in _measured(study, {point: b"" for point in todo}, jobs, report, result)}
     if profile == "quick" and points is None and recorded:
         for stored in golden.points(study):
             if stored.point.contender in recorded:
                 found.setdefault(stored.point, stored)
     result.measurements = Measurements(study, tuple(found.values()))
     return result
+
+
+def race(study: Study, against: Measurements, jobs: int | None = None, on_point: Callable[[int, int], None] | None = None,
+         **mine: Contender) -> Sweep:
+    """Your own contenders on the study's track, beside the points ``against``: measured now, at the study's quick values, and never stored, so that the
+    code as it stands in the cell is the code that runs."""
+    import cloudpickle
+
+    visited = replace(study, contenders={**study.contenders, **mine})
+    points = {point: cloudpickle.dumps(mine[point.contender]) for point in visited.points("quick", list(mine))}
+    result = Sweep(against)
+    new = _measured(visited, points, jobs, (lambda done: on_point(done, len(points))) if on_point else (lambda done: None), result)
+    keyed = [replace(stored, key=f"{stored.point.contender}-{i}") for i, stored in enumerate(new)]
+    result.measurements = Measurements(visited, (*against.points, *keyed))
+    return result
+
+
+def _measured(study: Study, todo: dict[Point, bytes], jobs: int | None, report: Callable[[int], None], result: Sweep) -> list[Stored]:
+    """Measures the points in a pool; failures and CPU seconds go into ``result``. A stop (Ctrl-C) kills the workers and keeps what is stored."""
+    if not todo:
+        return []
+    module, done, measured = module_of(study), 0, []
+    study.track.data_key()  # a missing checkpoint fails here, once, instead of in every worker
+    with busy(), pool(min(jobs or os.cpu_count() or 1, len(todo))) as workers:
+        futures = {workers.schedule(run_point, args=(module, point, visitor), timeout=study.time_limit): point for point, visitor in todo.items()}
+        try:
+            for future in as_completed(futures):
+                point = futures[future]
+                try:
+                    measured.append(future.result())
+                    result.measured += 1
+                    result.cpu_seconds += measured[-1].seconds
+                except TimeoutError:
+                    result.failures.append(Failure(study.paper, point, f"not finished after {study.time_limit:g} s"))
+                except CancelledError:
+                    raise
+                except Exception as error:  # the point's own error, or its worker's death: reported, and the rest goes on
+                    result.failures.append(Failure(study.paper, point, f"{type(error).__name__}: {error}"))
+                done += 1
+                report(done)
+        except BaseException:
+            workers.stop()
+            workers.join(5)
+            raise
+    return measured
 
 
 def require(result: Sweep) -> Measurements:
