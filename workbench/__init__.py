@@ -7,8 +7,8 @@ Names are loaded when first used, so that ``import workbench`` costs nothing and
 
 from importlib import import_module as _import
 
-_HOMES = {"papers": "core.api", "show": "core.api", "explore": "core.api", "race": "core.api", "compress": "contracts.model", "load": "contracts.model",
-          "encode": "contracts.data", "decode": "contracts.data"}
+_HOMES = dict.fromkeys(("papers", "show", "explore", "race", "board", "not_raced", "ledger", "grade", "compress", "encode", "decode"), "api")
+_HOMES |= {"load": "contracts.model"}
 __all__ = list(_HOMES)
 __version__ = "0.1.0"
 

@@ -10,7 +10,8 @@ import pytest
 import toy
 
 import workbench
-from workbench.core import api, explorer, live
+from workbench import api
+from workbench.core import explorer, live
 from workbench.core.explorer import Explorer
 from workbench.core.measurements import Stored, write_point
 from workbench.core.study import Contender, StudyError, measure

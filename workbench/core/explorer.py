@@ -153,7 +153,7 @@ class Explorer:
         else:
             display(self.widget)
 
-    def display_static(self) -> None:
+    def display_static(self, claims: bool = True) -> None:
         """The same content without widgets: plain plotly, HTML."""
         from IPython.display import HTML, display
 
@@ -163,7 +163,7 @@ class Explorer:
         drawn = figures.picture(self.m, self.state)
         if drawn is not None:
             display(HTML(drawn)) if isinstance(drawn, str) else display(plain(drawn), raw=True)
-        display(HTML(f"<div class='wb'>{self.words()}{self.numbers()}{self.here()}{claims_table(self.judged())}</div>"))
+        display(HTML(f"<div class='wb'>{self.words()}{self.numbers()}{self.here()}{claims_table(self.judged()) if claims else ""}</div>"))
 
     # --- widgets --------------------------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,202 @@
+"""The top of the house: papers by name for everything that a notebook or a script does. (`from workbench import papers, show, explore, compress, …`)
+
+Here alone contracts and papers meet by name: ``compress(net, "fscl", …)`` looks the method up, the contracts themselves know no paper.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from .core import registry
+from .core.measurements import Measurements
+from .core.study import Contender, Study, StudyError
+
+SECTIONS = ("lesson", "picture", "numbers", "code", "parts", "exercise", "solution", "claims")
+
+
+def papers(family: str | None = None) -> pd.DataFrame:
+    """All 165 papers in catalogue order, then the classics: ``arxiv, title, family, implemented`` (classics have a short key in ``arxiv``)."""
+    rows = [(e.arxiv, e.title, e.family, e.implemented) for e in registry.catalogue()]
+    frame = pd.DataFrame(rows, columns=["arxiv", "title", "family", "implemented"])
+    if family is None:
+        return frame
+    if family not in set(frame.family):
+        raise ValueError(f"no family {family!r}; there are {', '.join(frame.family.unique())}")
+    return frame[frame.family == family].reset_index(drop=True)
+
+
+def study(paper: str | Study) -> Study:
+    """A paper's study, by arXiv id or short name."""
+    return paper if isinstance(paper, Study) else registry.find(paper).study()
+
+
+def measurements(paper: str | Study | Measurements) -> Measurements:
+    """A paper's stored points."""
+    from .core import live
+
+    return paper if isinstance(paper, Measurements) else Measurements(study(paper), live.known(study(paper)))
+
+
+def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None = None, predict: bool = True, stored_only: bool | None = None,
+            **knobs: float):
+    """The explorer of a paper (arXiv id, short name, study, or the measurements of a race); see `core.explorer.Explorer` for the arguments.
+
+    ``explore("fscl", macs_removed=0.5)`` starts at that setting; the widget's last line is always the code that brings back what it shows.
+    """
+    from .core.explorer import Explorer
+
+    return Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
+
+
+def race(paper: str | Study | Measurements, jobs: int | None = None, **mine: Contender) -> Measurements:
+    """Your own contenders on a paper's track, measured now at the quick values, beside its stored points: to `explore`, or to rank on a `board`."""
+    from .core import live, sweep
+
+    if live.jobs() == 0:
+        raise StudyError("WORKBENCH_JOBS is 0 here: nothing is measured, only stored results are shown")
+    stored = measurements(paper)
+    return sweep.require(sweep.race(stored.study, stored, min(jobs or live.jobs(), live.jobs()), **mine))
+
+
+def board(paper: str | Study | Measurements, against: str | None = None, over: tuple[float, float] | None = None, cost: str | None = None) -> pd.DataFrame:
+    """The track's board: each contender's quality against ``against``'s (default: the paper's) at equal cost, averaged over the range of costs that both
+    measured (cut to ``over``), paired over replicas; best first. An interval that covers zero is a tie. Bounds are listed, not ranked."""
+    from .core.claims import better
+
+    m = measurements(paper)
+    track, names = m.study.track, [name for name, c in m.study.field.items() if c.role != "ablation"]
+    m, rows = m.standing_in(against or m.subject), []
+    pinned = {knob.name: knob.default for knob in m.study.knobs[1:]}
+    for name in names:
+        if name != m.subject and len(m.rows(name)):
+            e = better(track.quality, name, at_equal=cost or track.cost, over=over, **pinned)(m)
+            verdict = "no common range of cost" if not e.units else "one replica" if e.units < 2 else \
+                "tie" if e.low <= 0 <= e.high else "worse" if e.low > 0 else "better"
+            rows.append((name, m.study.field[name].role, -e.value, -e.high, -e.low, e.units, verdict))
+    columns = ["contender", "role", f"{track.quality} against {m.subject}", "low", "high", "replicas", "verdict"]
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[2], ascending=False, na_position="last").reset_index(drop=True)
+
+
+def not_raced(family: str, track: str) -> pd.DataFrame:
+    """Why each other paper of the family is not on the track's board: ``arxiv, title, because``."""
+    rows = []
+    for entry in registry.catalogue():
+        if entry.family == family and entry.kind == "paper":
+            found = entry.study().track.name if entry.implemented else ""
+            if found != track:
+                rows.append((entry.arxiv, entry.title, f"runs on another track: {found}" if found else "not implemented yet"))
+    return pd.DataFrame(rows, columns=["arxiv", "title", "because"])
+
+
+def ledger(what: str) -> pd.DataFrame:
+    """Every claim of a paper, a family or ``all``, judged from the stored points, failures first: ``paper, claim, status, measured, low, high, margin,
+    evidence, broken by, likely reason``. (``workbench check`` also runs the checks, and with ``--fresh`` measures everything anew.)"""
+    from .core.explorer import Explorer
+
+    rows = []
+    for entry in registry.select(what):
+        for v in Explorer(measurements(entry.arxiv), stored_only=True).judged():
+            low, high = v.interval or (None, None)
+            rows.append((entry.name, v.text, v.status, v.measured, low, high, v.margin, v.evidence, ", ".join(v.broken_by), v.note))
+    columns = ["paper", "claim", "status", "measured", "low", "high", "margin", "evidence", "broken by", "likely reason"]
+    frame, order = pd.DataFrame(rows, columns=columns), ["not reproduced", "undecided", "needs hardware", "holds"]
+    return frame.sort_values("status", key=lambda s: s.map(order.index), kind="stable").reset_index(drop=True)
+
+
+def lesson(paper: str | Study) -> str:
+    """The paper's lesson: the docstring of its module, Markdown with LaTeX maths."""
+    return inspect.getdoc(importlib.import_module(registry.find(study(paper).paper).module)) or ""
+
+
+def show(paper: str | Study | Measurements, *sections: str) -> None:
+    """Shows sections of a paper's page (default: lesson, picture, claims): as rich output in a notebook, elsewhere as text.
+
+    ``lesson``, ``picture`` (curve, picture and comparison at the default setting), ``numbers``, ``code`` (of the method), ``parts`` (what builds and
+    what proves each part of the paper), ``exercise``, ``solution``, ``claims``.
+    """
+    from IPython import get_ipython
+    from IPython.display import HTML, Code, Markdown, display
+
+    from .core import figures
+    from .core.explorer import STYLE, Explorer, claims_table
+
+    unknown = [name for name in sections if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    m = measurements(paper)
+    task, source = m.study.exercise, inspect.getsource(type(m.study.method)) if m.study.method is not None else ""
+    hints = "".join(f"<details><summary>Hint {i}</summary>{hint}</details>\n" for i, hint in enumerate(task.hints, 1))
+    page, rich = Explorer(m, predict=False, stored_only=True), get_ipython() is not None
+    for section in sections or ("lesson", "picture", "claims"):
+        if not rich:
+            print({"lesson": lambda: lesson(m.study), "picture": lambda: figures.describe(m), "numbers": lambda: figures.table(m).to_string(),
+                   "code": lambda: source, "parts": lambda: _parts(m.study).to_string(), "solution": lambda: task.solution,
+                   "exercise": lambda: "\n".join([task.question, task.stub, *task.hints]),
+                   "claims": lambda: "\n".join(f"{v.status:>15}  {v.text}" for v in page.judged())}[section](), end="\n\n")
+        elif section == "picture":
+            page.display_static(claims=False)
+        elif section in ("code", "solution"):
+            display(Code(source if section == "code" else task.solution, language="python"))
+        else:
+            display({"lesson": lambda: Markdown(lesson(m.study)), "numbers": lambda: figures.table(m), "parts": lambda: _parts(m.study),
+                     "exercise": lambda: Markdown(f"{task.question}\n\n```python\n{task.stub}```\n\n{hints}"),
+                     "claims": lambda: HTML(f"{STYLE}<div class='wb'>{claims_table(page.judged())}</div>")}[section]())
+
+
+def _parts(of: Study) -> pd.DataFrame:
+    rows = [(label, part.function.__qualname__, part.proof, part.ablation, "yes" if part.reconstructed else "") for label, part in of.parts.items()]
+    return pd.DataFrame(rows, columns=["part of the paper", "built by", "proved by", "disabled by", "reconstructed"])
+
+
+def grade(paper: str | Study, answer: str | dict) -> str:
+    """Checks an answer to the paper's exercise, given as source text or as a notebook's ``globals()``: says that it passes, or what is wrong."""
+    task, namespace = study(paper).exercise, answer
+    try:
+        if isinstance(answer, str):
+            namespace = {}
+            exec(answer, namespace)
+        task.check(namespace)
+    except KeyError as missing:
+        return f"✘ define {missing} first"
+    except Exception as error:  # whatever the student's code raises is the answer to show
+        return f"✘ {error}" if isinstance(error, AssertionError) else f"✘ {type(error).__name__}: {error}"
+    return "✔ passes"
+
+
+def method(name: Any) -> Any:
+    """A paper's method by id or short name; an object that is one already is returned as it is."""
+    if not isinstance(name, str):
+        return name
+    found = study(name).method
+    if found is None:
+        raise StudyError(f"{name} has no method to apply to things of your own")
+    return found
+
+
+def compress(model: Any, method_or_paper: Any, ratio: float, **settings: Any):
+    """Your own ``nn.Module`` by a paper's method (id, short name or object); see `contracts.model.compress` for the arguments."""
+    from .contracts.model import compress as apply
+
+    return apply(model, method(method_or_paper), ratio, **settings)
+
+
+def encode(data: Any, codec: Any = "iflow") -> bytes:
+    """An array or bytes as one stream of bytes, by a paper's codec; see `contracts.data.encode`."""
+    from .contracts.data import encode as apply
+
+    return apply(data, method(codec))
+
+
+def decode(stream: bytes, limit: int = 1 << 30) -> Any:
+    """What `encode` was given; the stream names its codec. Anything else raises `contracts.data.StreamError`."""
+    from .contracts.data import decode as apply
+
+    def find(name: str) -> Any:
+        return next((entry.study().method for entry in registry.implemented() if name in (entry.name, entry.arxiv)), None)
+
+    return apply(stream, find, limit)
