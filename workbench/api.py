@@ -159,7 +159,7 @@ def grade(paper: str | Study, answer: str | dict) -> str:
     try:
         if isinstance(answer, str):
             namespace = {}
-            exec(answer, namespace)
+            exec(answer, namespace)  # noqa: S102 (the student's own code, on the student's machine)
         task.check(namespace)
     except KeyError as missing:
         return f"✘ define {missing} first"
@@ -168,7 +168,7 @@ def grade(paper: str | Study, answer: str | dict) -> str:
     return "✔ passes"
 
 
-def method(name: Any) -> Any:
+def _method(name: Any) -> Any:
     """A paper's method by id or short name; an object that is one already is returned as it is."""
     if not isinstance(name, str):
         return name
@@ -178,18 +178,18 @@ def method(name: Any) -> Any:
     return found
 
 
-def compress(model: Any, method_or_paper: Any, ratio: float, **settings: Any):
+def compress(model: Any, method: Any, ratio: float, **settings: Any):
     """Your own ``nn.Module`` by a paper's method (id, short name or object); see `contracts.model.compress` for the arguments."""
     from .contracts.model import compress as apply
 
-    return apply(model, method(method_or_paper), ratio, **settings)
+    return apply(model, _method(method), ratio, **settings)
 
 
 def encode(data: Any, codec: Any = "iflow") -> bytes:
     """An array or bytes as one stream of bytes, by a paper's codec; see `contracts.data.encode`."""
     from .contracts.data import encode as apply
 
-    return apply(data, method(codec))
+    return apply(data, _method(codec))
 
 
 def decode(stream: bytes, limit: int = 1 << 30) -> Any:

@@ -163,7 +163,8 @@ class Explorer:
         drawn = figures.picture(self.m, self.state)
         if drawn is not None:
             display(HTML(drawn)) if isinstance(drawn, str) else display(plain(drawn), raw=True)
-        display(HTML(f"<div class='wb'>{self.words()}{self.numbers()}{self.here()}{claims_table(self.judged()) if claims else ""}</div>"))
+        ledger = claims_table(self.judged()) if claims else ""
+        display(HTML(f"<div class='wb'>{self.words()}{self.numbers()}{self.here()}{ledger}</div>"))
 
     # --- widgets --------------------------------------------------------------------------------------------------------------------------------
 

@@ -177,9 +177,9 @@ def versus(m: Measurements, current: Mapping[str, float], contenders: Sequence[s
     here = groups.get(_at(study, m.subject, current), [])
     costs, qualities = _by_replica(here, x), _by_replica(here, y)
     sign = 1 if _more_is_better(study, y) else -1
-    rows = []
+    rows, measured = [], {key[0] for key in groups} - {m.subject}
     for name in shown(study, contenders):
-        if name == m.subject:
+        if name not in measured:
             continue
         curves: dict[int, list[tuple[float, float]]] = {}
         for key, group in groups.items():
