@@ -211,8 +211,9 @@ def judge(study: Study, claim: Claim, m: Measurements, family: str = "") -> Verd
     note = claim.reason if result.status != HOLDS else ""
     if result.units == 0:
         note = f"nothing to compare was measured{': ' if note else ''}{note}"
-    return Verdict(**common, status=result.status, measured=result.value, margin=result.margin, interval=(result.low, result.high),
-                   broken_by=broken, note=note)
+    known = np.isfinite([result.value, result.low, result.high]).all()
+    return Verdict(**common, status=result.status, measured=result.value if known else None, margin=result.margin,
+                   interval=(result.low, result.high) if known else None, broken_by=broken, note=note)
 
 
 def _breaks(claim: Claim, m: Measurements) -> bool:

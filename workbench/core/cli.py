@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except StudyError as error:
         print(f"workbench: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         again = " ".join(word for word in (argv if argv is not None else sys.argv[1:]) if word != "--fresh")
         print(f"\nstopped; every finished point is kept: `workbench {again}` goes on where this stopped", file=sys.stderr)
@@ -190,8 +190,10 @@ def data(arguments) -> int:
     from . import datasets
 
     if arguments.action == "list":
-        _print_table(["name", "file", "MB", "licence", "where", "what"],
-                     [[item.name, item.file, item.bytes / 1e6, item.licence, datasets.state(item), item.what] for item in datasets.manifest()])
+        sets = {item.name: [other for other in datasets.manifest() if other.name == item.name] for item in datasets.manifest()}
+        _print_table(["name", "files", "MB", "licence", "here", "what"],
+                     [[name, len(files), sum(item.bytes for item in files) / 1e6, files[0].licence,
+                       ", ".join(sorted({datasets.state(item) for item in files} - {""})), files[0].what] for name, files in sets.items()])
     elif arguments.action == "get":
         for name in arguments.names or ["all"]:
             for path in datasets.get(name):

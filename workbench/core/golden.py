@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def read(study: Study) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
-        raise StudyError(f"{path} is damaged ({error}); restore it or run `workbench run {study.name} --profile full --golden`") from None
+        raise StudyError(f"{path} is damaged ({error}); restore it, or `workbench run {study.name} --golden` makes it again") from None
     if data.get("format") != FORMAT:
         raise StudyError(f"{path} has format {data.get('format')}; this version reads {FORMAT}")
     return data
@@ -66,7 +67,10 @@ def read(study: Study) -> dict:
 
 def points(study: Study) -> list[Stored]:
     """The golden points of contenders that still exist."""
-    return [Stored.from_json(point) for point in read(study)["points"] if point["contender"] in study.field]
+    try:
+        return [Stored.from_json(point) for point in read(study)["points"] if point["contender"] in study.field]
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise StudyError(f"{path_of(study)} is damaged ({type(error).__name__}: {error}); `workbench run {study.name} --golden` makes it again") from None
 
 
 def stale(study: Study, stored: list[Stored]) -> int:
@@ -84,15 +88,20 @@ def compare(study: Study, m: Measurements) -> list[str]:
         if item.point not in golden or study.field[item.point.contender].evidence == "recorded":
             continue
         old, where = golden[item.point], f"{item.point.contender} {dict(item.point.knobs)} replica {item.point.replica}"
+        derived: dict[str, float] = {}  # what flipped samples may move a metric that is their mean (as a share or in per cent)
         for name, samples in old.samples.items():
-            new = item.result.samples.get(name)
-            changed = len(samples) if new is None or new.shape != samples.shape else int((new != samples).sum())
-            if np.issubdtype(samples.dtype, np.integer) and changed > max(2, samples.size // 1000):
-                differences.append(f"{where}: {changed} of {samples.size} samples of {name} differ")
-        flips = max((2 / max(s.size, 1) for s in old.samples.values()), default=0)
+            if samples.dtype.kind not in "biu" or not samples.size:
+                continue
+            new = np.asarray(item.result.samples.get(name, np.empty(0)))
+            changed = samples.size if new.shape != samples.shape else int((new != samples).sum())
+            allowed = max(2, samples.size // 1000)
+            if changed > allowed:
+                differences.append(f"{where}: {changed} of {samples.size} samples of {name} differ (at most {allowed})")
+            mean, step = float(samples.mean()), allowed * max(1.0, float(np.ptp(samples.astype(float)))) / samples.size
+            derived |= {metric: step * scale for metric, value in old.metrics.items() for scale in (1, 100) if np.isclose(value, scale * mean, rtol=1e-9)}
         for name, value in old.metrics.items():
             new = item.result.metrics.get(name, np.nan)
             exact = isinstance(value, int)
-            if exact and new != value or not exact and not np.isclose(new, value, rtol=max(1e-4, flips), atol=100 * flips, equal_nan=True):
+            if exact and new != value or not exact and not np.isclose(new, value, rtol=1e-4, atol=derived.get(name, 1e-12), equal_nan=True):
                 differences.append(f"{where}: {name} is {new}, golden {value}")
     return differences

@@ -84,6 +84,12 @@ class Contender:
     def arguments(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.make).parameters)
 
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The arguments of `make` that have no default."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -137,6 +143,11 @@ class Track:
     tiers: tuple[str, ...] = ("embedded",)
     title: str = ""
     reference: Callable[..., Any] | None = None
+
+    def __post_init__(self):
+        missing = {self.cost, self.quality} - set(self.metrics)
+        if missing:
+            raise StudyError(f"track {self.name}: {', '.join(sorted(missing))} not in its metrics {', '.join(self.metrics)}")
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,11 @@ class Study:
         for label, part in self.parts.items():
             if part.proof not in names or (part.ablation and part.ablation not in self.ablations):
                 raise StudyError(f"{self.name}, part {label}: unknown proof {part.proof!r} or ablation {part.ablation!r}")
+        known = {knob.name for knob in self.knobs} | {"replica", "seed", "tier"}
+        for name, contender in (*self.contenders.items(), *((n, a.contender) for n, a in self.ablations.items() if a.contender is not None)):
+            missing = contender.needed - known
+            if missing:
+                raise StudyError(f"{self.name}, {name}: make() needs {', '.join(sorted(missing))}; there are {', '.join(sorted(known))}")
         clash = set(self.contenders) & set(self.ablations)
         if clash:
             raise StudyError(f"{self.name}: {clash} names both a contender and an ablation")
