@@ -56,7 +56,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Three stages of three basic blocks (He et al. 2015, section 4.2); the stem halves the image. ``inner[i]``: width inside block i."""
+    """Three stages of three basic blocks (He et al. 2015, section 4.2); the stem halves the image. ``inner[i]``: width inside block i,
+    0 for a block that was dropped."""
 
     def __init__(self, stages=(16, 32, 64), inner=(16,) * 3 + (32,) * 3 + (64,) * 3):
         super().__init__()
@@ -64,7 +65,7 @@ class ResNet20(nn.Module):
         blocks, c_in = [], stages[0]
         for i, width in enumerate(inner):
             c_out = stages[i // 3]
-            blocks.append(BasicBlock(c_in, width, c_out, stride=2 if i in (3, 6) else 1))
+            blocks.append(BasicBlock(c_in, width, c_out, stride=2 if i in (3, 6) else 1) if width else nn.Identity())
             c_in = c_out
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(c_in, CLASSES)
@@ -73,8 +74,8 @@ class ResNet20(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
     def config(self) -> dict:
-        return {"stages": [self.blocks[i].conv2.out_channels for i in (0, 3, 6)],
-                "inner": [block.conv1.out_channels for block in self.blocks]}
+        return {"stages": [self.stem[0].out_channels, *(self.blocks[i].conv2.out_channels for i in (3, 6))],
+                "inner": [block.conv1.out_channels if isinstance(block, BasicBlock) else 0 for block in self.blocks]}
 
 
 class MobileNetSmall(nn.Module):
