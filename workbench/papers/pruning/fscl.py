@@ -338,7 +338,7 @@ STUDY = Study(
               paper="better than the state of the art (abstract, no figures)"),
         Claim("beats its reverse", "Keeping the lowest scores instead costs at least 15 points",
               better("accuracy", "inverted", by=15, at_equal="macs_share", over=(0.4, 0.7), round_to=1)),
-        Claim("reads its own channel", "Scoring with the readers of *another* channel costs at least 2 points",
+        Claim("reads its own channel", "Scoring with the readers of another channel costs at least 2 points",
               better("accuracy", "consumers shuffled", by=2, at_equal="macs_share", over=(0.4, 0.7), round_to=1)),
         Claim("not worse than L1", "FSCL is at most 1 point below L1-norm pruning at equal MACs",
               better("accuracy", "L1", by=-1, at_equal="macs_share", over=(0.4, 0.7), round_to=1)),
