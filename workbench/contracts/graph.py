@@ -3,7 +3,7 @@
 `torch.export.save` stores weights, constants and example inputs with `torch.save`, so `torch.export.load` unpickles them, and its graphs carry
 formulas that are evaluated. Here the exported graph is written as data instead, and only operations of two known families are ever called:
 
-    {"inputs": ["x"], "batch": "any", "tensors": {"p_conv_weight": "conv.weight"},
+    {"inputs": ["x"], "batch": [1, null], "tensors": {"p_conv_weight": "conv.weight"},
      "steps": [["conv2d", "aten.conv2d.default", [{"$": "x"}, {"$": "p_conv_weight"}, null, [1, 1], [1, 1]], {}], …], "output": {"$": "linear"}}
 
 A step is (name, operation, arguments, keywords); ``{"$": name}`` is an earlier value. The graph is that of evaluation mode.
@@ -49,17 +49,14 @@ def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
     """
     keywords = tuple(example) if isinstance(example, Mapping) else ()
     inputs = tuple(example.values()) if keywords else example if isinstance(example, tuple) else (example,)
-    if len(inputs[0]) == 1:  # a batch of one would be taken for a constant
-        inputs = tuple(x.repeat_interleave(2, 0) for x in inputs)
-    muted, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING  # torch.export logs pages before it raises
+    whole = _MainOutput(copy.deepcopy(model).eval(), keywords)
+    several = tuple(x.repeat_interleave(2, 0) for x in inputs) if len(inputs[0]) == 1 else inputs  # a batch of one would be taken for a constant
     try:
-        with torch.no_grad():
-            program = torch.export.export(_MainOutput(copy.deepcopy(model).eval(), keywords), inputs,
-                                          dynamic_shapes=(tuple({0: torch.export.Dim.AUTO} for _ in inputs),))
-    except Exception as error:  # torch.export raises dozens of kinds
-        raise NotCapturable(f"torch.export cannot trace it: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
-    finally:
-        logging.root.manager.disable = muted
+        program = _export(whole, several, (tuple({0: torch.export.Dim.AUTO} for _ in inputs),))
+    except NotCapturable:
+        if several is inputs:
+            raise
+        program = _export(whole, inputs, None)  # the model's code asks for this very batch
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise NotCapturable("it changes its buffers or inputs while it runs")
@@ -68,7 +65,6 @@ def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
     saved = model.state_dict()
     extra = {spec.target.removeprefix("model."): values[spec.target] for spec in signature.input_specs
              if spec.target is not None and spec.target.removeprefix("model.") not in saved}
-    first = next(n for n in program.graph.nodes if n.name == signature.user_inputs[0])
     steps, output = [], None
     for node in program.graph.nodes:
         if node.op == "call_function" and not ("assert" in node.name and not node.users):
@@ -76,7 +72,28 @@ def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
         elif node.op == "output":
             output = _encode(node.args[0][0] if len(node.args[0]) == 1 else node.args[0])
     return {"inputs": list(signature.user_inputs), "keywords": list(keywords), "tensors": tensors, "steps": steps, "output": output,
-            "batch": "any" if isinstance(first.meta["val"].shape[0], torch.SymInt) else int(first.meta["val"].shape[0])}, extra
+            "batch": _batch(program)}, extra
+
+
+def _export(model: nn.Module, inputs: tuple, dynamic: tuple | None) -> torch.export.ExportedProgram:
+    muted, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING  # torch.export logs pages before it raises
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic)
+    except Exception as error:  # torch.export raises dozens of kinds
+        raise NotCapturable(f"torch.export cannot trace it: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+    finally:
+        logging.root.manager.disable = muted
+
+
+def _batch(program: torch.export.ExportedProgram) -> list[int | None]:
+    """Smallest and largest batch for which the captured operations are the model's (None: no limit)."""
+    size = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0]).meta["val"].shape[0]
+    if not isinstance(size, torch.SymInt):
+        return [int(size), int(size)]
+    limits = program.range_constraints[size.node.expr]
+    low, high = int(limits.lower), None if limits.upper > 2**31 else int(limits.upper)
+    return [low if low > 2 else 1, high]  # torch.export never lets a symbol be 0 or 1
 
 
 def _name(target: Any) -> str:
@@ -143,8 +160,8 @@ def _operation(name: str) -> Callable:
         found = getattr(getattr(torch.ops.aten, packet), overload)
     except AttributeError as error:
         raise ValueError(f"the operation {name!r} does not exist in torch {torch.__version__}") from error
-    if any(argument.name == "filename" for argument in found._schema.arguments):
-        raise ValueError(f"the operation {name!r} opens files")
+    if not isinstance(found, torch._ops.OpOverload) or any(argument.name == "filename" for argument in found._schema.arguments):
+        raise ValueError(f"the operation {name!r} is not allowed: it is not one on tensors alone")
     return found
 
 
@@ -164,7 +181,9 @@ class GraphNet(nn.Module):
             raise ArtifactError(f"malformed graph: {error}") from error
 
     def _build(self, graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.inputs, self.keywords, self.batch = list(graph["inputs"]), list(graph["keywords"]), graph["batch"]
+        self.inputs, self.keywords = list(graph["inputs"]), list(graph["keywords"])
+        low, high = graph["batch"]
+        self.batch = int(low), None if high is None else int(high)
         self.sources: dict[str, str] = {}
         self.weights = nn.Module()
         for placeholder, name in graph["tensors"].items():
@@ -193,6 +212,9 @@ class GraphNet(nn.Module):
         inputs = (*inputs, *(named[key] for key in self.keywords[len(inputs):] if key in named))
         if len(inputs) != len(self.inputs):
             raise ValueError(f"inputs: {len(self.inputs)} tensors are needed ({', '.join(self.keywords or self.inputs)}), found {len(inputs)}")
+        low, high = self.batch
+        if not low <= len(inputs[0]) <= (high or len(inputs[0])):
+            raise ValueError(f"inputs: the graph was captured for batches of {low} to {high or 'any number'}, found {len(inputs[0])}")
         env: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         env.update((placeholder, getattr(self.weights, attribute)) for placeholder, attribute in self.sources.items())
         for (name, call, args, kwargs), dead in zip(self.steps, self.free, strict=True):

@@ -124,7 +124,7 @@ def finetune(model: nn.Module, data: Iterable, steps: int, learning_rate: float 
             except (RuntimeError, IndexError) as error:
                 raise ValueError(f"data: inputs of {shape_text(inputs)} and labels of {shape_text(labels)} do not fit the model: {error}") from error
             if not torch.isfinite(loss):
-                raise ValueError(f"finetune_steps: the loss is {float(loss)} at step {done}; are the inputs finite?")
+                raise ValueError(f"finetune_steps: the loss is {loss.item()} at step {done}; are the inputs finite?")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
