@@ -184,11 +184,72 @@ def test_tracing_leaves_modes_flags_and_gradients_alone():
     assert not small.features[0].weight.requires_grad and small.features[3].weight.requires_grad and small.training
 
 
-def test_shared_weights_stay_shared():
-    model = NETS["vgg-small"]()
-    model.features[10].weight = model.features[7].weight if model.features[7].weight.shape == model.features[10].weight.shape else model.features[10].weight
-    small = remove(model, {"features.3": [0, 1]}, IMAGES)
-    assert small.features[7].in_channels == 14 == small.features[7].weight.shape[1]
+def test_shared_weights_are_left_alone():
+    model = NETS["vgg-small"]((16, 16, 16, 32, 64, 64))
+    model.features[3].weight = model.features[7].weight
+    reasons = left_alone(model, IMAGES)
+    assert all("belong to another layer too" in reasons[name] for name in ("features.0", "features.3", "features.7"))
+    assert {g.name for g in channel_groups(model, IMAGES)} == {"features.10", "features.14", "features.17"}
+
+
+class Unusual(nn.Module):
+    """One operation between two convolutions."""
+
+    def __init__(self, between, width=8):
+        super().__init__()
+        self.a, self.b, self.head, self.between = nn.Conv2d(3, 8, 3), nn.Conv2d(width, 6, 1), nn.Linear(6, 4), between
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return self.head(self.b(self.between(self, self.a(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("between", "width", "words"), [
+    (lambda m, y: y[:, 2:6], 4, "slices"), (lambda m, y: nn.functional.pad(y, (0, 0, 0, 0, 2, 2)), 12, "makes 12 channels of 8"),
+    (lambda m, y: y.repeat(1, 2, 1, 1), 16, "makes 16 channels of 8"), (lambda m, y: y.softmax(1), 8, "Softmax"), (lambda m, y: y.flip(1), 8, "Flip"),
+    (lambda m, y: y.roll(1, 1), 8, "Roll"), (lambda m, y: y[:, torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])], 8, "Index"), (lambda m, y: y.cumsum(1), 8, "Cumsum"),
+    (lambda m, y: y - y.mean(1, keepdim=True), 8, "combined across channels"), (lambda m, y: y / y.amax(1, keepdim=True), 8, "combined across channels"),
+    (lambda m, y: nn.functional.pixel_shuffle(y, 2), 2, "PixelShuffle|regroups"), (lambda m, y: torch.einsum("nchw,cd->ndhw", y, m.matrix), 8, "Bmm|no layer|view"),
+    (lambda m, y: nn.functional.linear(y.movedim(1, -1), m.matrix).movedim(-1, 1), 8, "belongs to no layer|Bmm"), (lambda m, y: y.transpose(1, 2).reshape(y.shape), 8, "view"),
+    (lambda m, y: nn.functional.conv2d(y, m.matrix[:, :, None, None]), 8, "belongs to no layer"), (lambda m, y: torch.cat(y.split([3, 5], 1)[::-1], 1), 8, "parts of .3, 5."),
+    (lambda m, y: y[:, 3:4] * y, 8, "slices"), (lambda m, y: torch.stack([y[:, i] for i in range(8)], 1), 8, "picked"), (lambda m, y: torch.nn.functional.normalize(y, dim=1), 8, "Norm"),
+    (lambda m, y: torch.stack(y.unbind(1), 1), 8, "picked"), (lambda m, y: nn.functional.glu(y, 1), 4, "makes 4 channels of 8"),
+])
+def test_operations_that_mix_channels_keep_them(between, width, words):
+    import re
+    assert re.search(words, left_alone(Unusual(between, width), IMAGES)["a"])
+
+
+@pytest.mark.parametrize("between", [
+    lambda m, y: y * m.matrix[0, 0], lambda m, y: nn.functional.interpolate(y, scale_factor=2.), lambda m, y: y.mean((2, 3), keepdim=True) + y,
+    lambda m, y: y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), lambda m, y: y.flatten(2).softmax(2).view(y.shape), lambda m, y: y.contiguous().clone(),
+    lambda m, y: torch.stack([y, y]).sum(0), lambda m, y: y.transpose(1, 3).relu().transpose(3, 1), lambda m, y: torch.cat(y.chunk(2, 1), 1), lambda m, y: y[:, :, 1:, ::2],
+    lambda m, y: torch.cat(y.chunk(4, 1)[::-1], 1), lambda m, y: y.unsqueeze(1).squeeze(1),
+])
+def test_operations_that_keep_channels_apart_let_them_go(between):
+    model = Unusual(between)
+    groups = channel_groups(model, IMAGES)
+    drop = {"a": range(by_name(model, IMAGES)["a"].size // 2)}
+    with torch.no_grad():
+        torch.testing.assert_close(remove(model, drop, IMAGES, groups)(IMAGES), mask(model, drop, IMAGES, groups)(IMAGES))
+
+
+def test_bare_parameters_go_with_their_channels():
+    class Scaled(nn.Module):
+        """Layer scale, and an embedding of positions that has as many rows and columns as there are channels."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 5, stride=4), nn.Conv2d(8, 6, 1)
+            self.scale, self.place = nn.Parameter(torch.rand(8, 1, 1)), nn.Parameter(torch.randn(1, 8, 8, 8))
+
+        def forward(self, x):
+            return self.b(self.a(nn.functional.pad(x, (0, 1, 0, 1))) * self.scale + self.place).mean((2, 3))
+
+    model = Scaled()
+    small = remove(model, {"a": [1, 5, 6]}, IMAGES)
+    assert small.scale.shape == (5, 1, 1) and small.place.shape == (1, 5, 8, 8)
+    torch.testing.assert_close(small(IMAGES), mask(model, {"a": [1, 5, 6]}, IMAGES)(IMAGES))
 
 
 def test_select_at_zero_rounding_and_floor():

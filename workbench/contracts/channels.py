@@ -146,18 +146,22 @@ def _distinct(pairs: Pairs) -> Pairs:
 def _slots_of(trace: Trace, node, side: str, pairs: Pairs) -> int | None:
     """Channels i and i + slots must go together: in the groups of a grouped layer, in the parts of a split. None: no such tie."""
     if node.type == OP.SPLIT:
-        sizes = {shape_of(node.grad_fn, k)[trace.dim(node)] for k in range(len(node.grad_fn._input_metadata))} if trace.dim(node) is not None else {0}
-        parts, channels = len(node.grad_fn._input_metadata), sum(sizes) * len(node.grad_fn._input_metadata)
-        if trace.dim(node) is not None and trace.dim(node) not in dims_of(node.grad_fn, len(shape_of(node.grad_fn))):
+        parts = len(node.grad_fn._input_metadata)
+        dim = trace.dim(node)
+        if dim not in dims_of(node.grad_fn, len(shape_of(node.grad_fn))):
             return None
-        if len(sizes) > 1:
-            raise Stays("it is split into parts of different widths")
+        sizes = [shape_of(node.grad_fn, k)[dim] for k in range(parts)]
+        channels = sum(sizes)
+        if len(set(sizes)) > 1:
+            raise Stays(f"it is split into parts of {sizes} channels")
     else:
         parts = node.module.num_groups if isinstance(node.module, nn.GroupNorm) else getattr(node.module, "groups", 1)
         channels = _channels(node.module, side, node.pruning_dim)
         if parts == 1 or node.type == OP.DEPTHWISE_CONV:
             return None
-    if getattr(node.module, "transposed", False) or len(np.unique(pairs[:, 0])) != channels:
+        if getattr(node.module, "transposed", False):
+            raise Stays(f"{_layer(node)} is a grouped transposed convolution")
+    if len(np.unique(pairs[:, 0])) != channels:
         raise Stays(f"it is only a part of what enters the grouped layer {_layer(node)}: its groups would differ in width")
     return channels // parts
 
@@ -193,6 +197,8 @@ def _group(trace: Trace, root) -> ChannelGroup:
     unit = _units(trace, reached, _channels(root.module, "out", 0))
     if unit.max() == 0:
         raise Stays("it is a single unit")
+    if twice := [_layer(node) for node, _ in reached if trace.shared(node.module)]:
+        raise Stays(f"the weights of {twice[0]} belong to another layer too")
     members = []
     for (node, side), pairs in reached.items():
         if node.type == OP.SPLIT:

@@ -14,6 +14,7 @@ import itertools
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -25,8 +26,9 @@ OP = tp.ops.OPTYPE
 CONV = nn.modules.conv._ConvNd
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 CHANNELS_FIRST = (CONV, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
-MIXING = re.compile("Bmm|ScaledDot|Attention|Softmax|Cum|Sort|Fft|Pdist|Norm|PixelShuffle|PixelUnshuffle|ChannelShuffle|Index|Gather|Roll|Flip|Im2col|Unfold|Einsum")
-REDUCING = re.compile("Sum|Mean|Max|Min|Amax|Amin|Var|Std|Prod|LogSumExp")
+MIXING = re.compile("Bmm|ScaledDot|Attention|Fft|Pdist|Norm|PixelShuffle|PixelUnshuffle|ChannelShuffle|Index|Gather|Roll|Flip|Im2col|Unfold|Einsum")
+ACROSS = re.compile("Softmax|Cum|Sort|Sum|Mean|Max|Min|Amax|Amin|Var|Std|Prod|LogSumExp")
+PRODUCT = re.compile("^(Addmm|Mm|Addmv|Mv|Dot|Addbmm|Linear|Convolution|MkldnnLinear|MkldnnConvolution)Backward")
 Pairs = np.ndarray  # (n, 2) int64: channel here, channel of the layer that the search started from
 
 
@@ -93,6 +95,10 @@ class Trace:
         self.graph, self.inputs = self._run(model, example)
         self.nodes = list(self.graph.module2node.values())
         self._dim: dict = {}
+        self.layer_weights = {m.weight for m in model.modules() if isinstance(m, (CONV, nn.Linear))}
+        self.owners = Counter(id(weight) for m in model.modules() if isinstance(weight := getattr(m, "weight", None), Tensor))
+        for node in self.nodes:
+            self._align_parameters(node)
         self.refusals = {node: reason for node in self.nodes if (reason := self._refusal(node))}
         for node in self.nodes:
             for dep in node.dependencies:
@@ -137,6 +143,10 @@ class Trace:
                 module.training = mode
         return graph, set(map(id, inputs))
 
+    def shared(self, module) -> bool:
+        """Whether another layer has the same weight."""
+        return self.owners[id(getattr(module, "weight", None))] > 1
+
     def edges(self, node) -> list[tuple]:
         """(input node, its autograd node, which of its outputs) of every traced input, in order."""
         found = [(fn, number) for fn, number in getattr(node.grad_fn, "next_functions", ()) if fn is not None
@@ -179,34 +189,60 @@ class Trace:
         return dim + len(target) - len(source)  # broadcasting aligns the last dimensions
 
     def _refusal(self, node) -> str:
+        """Why channels that run through the node must stay; empty if they may go."""
         if node.type == OP.OUTPUT or node.grad_fn in self.outputs:
             return "it reaches the network's output"
         if id(node.module) in self.inputs:
             return "it is tied to the network's input"
-        if node.module in self.names and node.type not in (OP.ELEMENTWISE, OP.PARAMETER):
-            return f"it runs through a {type(node.module).__name__}" if node.type in (OP.MHA, OP.LSTM) else ""
-        if node.type == OP.PARAMETER:
-            return f"it meets a bare parameter of shape {tuple(node.module.shape)}" if sum(s > 1 for s in node.module.shape) > 1 < node.module.dim() - 2 else ""
+        if node.type in (OP.MHA, OP.LSTM):
+            return f"it runs through a {type(node.module).__name__}"
+        if node.type == OP.DEPTHWISE_CONV and node.module.in_channels != node.module.out_channels:
+            return "it enters a convolution with several channels for each output"
+        if node.type == OP.PARAMETER or (node.module in self.names and node.type != OP.ELEMENTWISE):
+            return ""
         name = node.grad_fn.name() if hasattr(node.grad_fn, "name") else "an unknown operation"
         if MIXING.search(name):
             return f"it runs through {name}, which regroups channels"
-        moved = {self._moved(node.grad_fn, self.dim(source), shape_of(fn, number)) for source, fn, number in self.edges(node)} - {None}
-        if len(moved) > 1:
-            return f"its channels meet those of another dimension in {name}"
-        for source, fn, number in self.edges(node):
-            dim, before = self.dim(source), shape_of(fn, number)
-            if dim is None or not before:
-                continue
-            here = dim in dims_of(node.grad_fn, len(before))
-            if here and REDUCING.search(name):
-                return f"it is reduced over channels by {name}"
-            if here and node.type == OP.UNBIND or "Select" in name and here:
-                return f"single channels are picked by {name}"
-            if here and node.type == OP.SLICE and shape_of(node.grad_fn) != before:
-                return "the model's code slices its channels"
-            if node.type == OP.RESHAPE and self.dim(node) is None:
-                return f"a view regroups its channels ({before} to {shape_of(node.grad_fn)}: attention heads, shuffles)"
+        if PRODUCT.search(name):
+            return "" if self._inside_a_layer(node.grad_fn) else f"it runs through {name}, which belongs to no layer"
+        return next(filter(None, (self._lost(node, name, *edge) for edge in self.edges(node))), "") or self._crossed(node, name)
+
+    def _lost(self, node, name: str, source, fn, number: int) -> str:
+        """Why the channels of one input cannot be followed through an operation that is no layer."""
+        dim, before, after = self.dim(source), shape_of(fn, number), shape_of(node.grad_fn)
+        if dim is None or not before:
+            return ""
+        here = dim in dims_of(node.grad_fn, len(before))
+        if here and ACROSS.search(name):
+            return f"it is combined across channels by {name}"
+        if here and (node.type == OP.UNBIND or "Select" in name):
+            return f"single channels are picked by {name}"
+        if here and node.type == OP.SLICE and after != before:
+            return "the model's code slices its channels"
+        if node.type in (OP.CONCAT, OP.SPLIT, OP.UNBIND):
+            return ""
+        moved = self._moved(node.grad_fn, dim, before)
+        if node.type == OP.RESHAPE:
+            return f"a view regroups its channels ({before} to {after}: attention heads, shuffles)" if moved is None else ""
+        if moved is not None and after[moved] != before[dim] != 1:
+            return f"{name} makes {after[moved]} channels of {before[dim]}"
         return ""
+
+    def _crossed(self, node, name: str) -> str:
+        moved = {self._moved(node.grad_fn, self.dim(source), shape_of(fn, number)) for source, fn, number in self.edges(node)} - {None}
+        return f"its channels meet those of another dimension in {name}" if len(moved) > 1 else ""
+
+    def _inside_a_layer(self, fn, depth: int = 3) -> bool:
+        """Whether a product is that of a layer, whose weight it reads (a linear layer on (batch, tokens, channels) is view, product, view)."""
+        return any(getattr(source, "variable", None) in self.layer_weights or (depth > 0 and re.match("T|Transpose|Permute|Expand|.*View", source.name())
+                   and self._inside_a_layer(source, depth - 1)) for source, _ in fn.next_functions if source is not None)
+
+    def _align_parameters(self, node) -> None:
+        """The channel dimension of bare parameters that an operation combines with channels (layer scale, position embeddings)."""
+        dim, rank = self.dim(node), len(shape_of(node.grad_fn))
+        for source in node.inputs if dim is not None and node.type == OP.ELEMENTWISE else ():
+            if source.type == OP.PARAMETER and 0 <= (axis := dim - rank + source.module.dim()) and id(source.module) not in self.inputs:
+                source.pruning_dim = axis
 
     def _connect(self, node) -> None:
         """Index maps of the edges from the node's inputs to it, and back."""
@@ -229,10 +265,18 @@ class Trace:
                     after[1], back[0] = _repeat(*found[1:], before[dim]), _unrepeat(found[2], before[dim])
                 elif found := regroup(target, 1, before):
                     after[1], back[0] = _unrepeat(found[2], target[1]), _repeat(*found[1:], target[1])
+            elif node.type == OP.ELEMENTWISE and len(node.inputs) > 1 and self._broadcast(node, before):
+                after[1] = back[0] = _nothing
             node.dependencies[i].index_mapping = back
             onward = [d for d in source.dependencies[len(source.inputs):] if d.target is node]
             onward[counted.setdefault(id(source), 0)].index_mapping = after
             counted[id(source)] += 1
+
+    def _broadcast(self, node, before: tuple[int, ...]) -> bool:
+        """Whether an input has no channels of its own, but is spread over them (a scalar, a spatial map)."""
+        dim, after = self.dim(node), shape_of(node.grad_fn)
+        axis = None if dim is None else dim - len(after) + len(before)
+        return axis is not None and (axis < 0 or before[axis] == 1 < after[dim])
 
     def _widths(self, node) -> list[tuple[int, int]] | None:
         """(offset, width) of every traced input of a concatenation over channels; None if it runs over another dimension."""
@@ -268,6 +312,10 @@ def _repeat(outer: int, inner: int, channels: int) -> Callable[[Pairs], Pairs]:
 
 def _unrepeat(inner: int, channels: int) -> Callable[[Pairs], Pairs]:
     return lambda pairs: np.unique(np.stack([pairs[:, 0] // inner % channels, pairs[:, 1]], 1), axis=0)
+
+
+def _nothing(pairs: Pairs) -> Pairs:
+    return pairs[:0]
 
 
 def _blocked(reason: str) -> Callable[[Pairs], Pairs]:
