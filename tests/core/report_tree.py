@@ -62,7 +62,9 @@ def is_one(subject):
 TRACK = Track("toy/cost", "cost", "quality", {"cost": Metric("cost (units)"), "quality": Metric("quality (%)"), "bytes": Metric("bytes on disk", False, 0)},
               race, lambda: "toy-data", title="a straight line with three replicas")
 STUDY = Study(
-    paper="2304.13397", name="toy", track=TRACK,
+    paper="2304.13397",
+    name="toy",
+    track=TRACK,
     knobs=(Knob("removed", tuple(np.linspace(0, .9, 10)), .5, (.3, .5, .7), 0, "share removed"), Knob("rounding", (1, 4, 8), 1, label="round to")),
     contenders={"Ours": Contender(cut(20), "paper", subject=1, seeds=2, note="no tuning"), "Steep": Contender(cut(60)),
                 "Plain": Contender(lambda removed, replica=0: cut(40)(removed, 1, replica)), "oracle": Contender(cut(5), "bound"),

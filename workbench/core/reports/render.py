@@ -26,7 +26,10 @@ from pygments.util import ClassNotFound
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-REMOTE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
+REMOTE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+FOREIGN = re.compile(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|/>)|<link\b[^>]*>", re.IGNORECASE | re.DOTALL)
+TAG = re.compile(r"<style\b.*?</style\s*>|<[a-z][^>]*>", re.IGNORECASE | re.DOTALL)
+LOADS = re.compile(r"""@import[^;]*;|url\([^)]*//[^)]*\)|\b(src|srcset|poster)\s*=\s*(['"]?)\s*(https?:)?//[^'"\s>]*\2""", re.IGNORECASE)
 
 
 def maths(tex: str, display: bool = False) -> str:
@@ -64,11 +67,6 @@ class _Html(mistune.HTMLRenderer):
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return super().link(text or url, url, title) if REMOTE.match(url) else super().image(text, url, title)
 
-    def block_html(self, text: str) -> str:
-        return local(text)
-
-    inline_html = block_html
-
     def block_math(self, text: str) -> str:
         return f'<div class="formula" tabindex="0">{maths(text, True)}</div>\n'
 
@@ -86,7 +84,7 @@ def _markdown(shift: int) -> mistune.Markdown:
 
 def markdown(text: str, shift: int = 0) -> str:
     """Markdown as HTML; ``shift`` lowers its headings by so many levels, so that a lesson fits under the page's own title."""
-    return _markdown(shift)(text)
+    return local(_markdown(shift)(text))
 
 
 def slug(text: str) -> str:
@@ -94,11 +92,8 @@ def slug(text: str) -> str:
 
 
 def local(text: str) -> str:
-    """HTML without scripts, frames and links that would load something from the network."""
-    text = re.sub(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|/>)", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(r"<link\b[^>]*>", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", "", text, flags=re.IGNORECASE)
-    return re.sub(r"\b(src|srcset|poster)\s*=\s*(['\"]?)\s*(?:https?:)?//[^'\"\s>]*\2", "", text, flags=re.IGNORECASE)
+    """HTML without scripts, frames, links to style sheets, and attributes and styles that would load something from another host."""
+    return TAG.sub(lambda tag: LOADS.sub("", tag.group()), FOREIGN.sub("", text))
 
 
 def embed(data: Any) -> str:

@@ -1,5 +1,6 @@
 "use strict";
-// Sliders without a kernel: stored points of one study, one curve, one picture. Only the rings at the current point move while a slider does.
+// Sliders without a kernel: stored points of one study, one curve, one picture. While a slider moves, only the rings at the current point do, and
+// pictures that were drawn ahead are exchanged: a full redraw of three charts would take longer than a hand notices.
 
 (() => {
   const source = document.getElementById("study");
@@ -98,30 +99,62 @@
   // A knob that the paper's contender lacks leaves it where it is: at the default of its own first knob.
   const frameOf = (table) => table[address() || study.knobs.map((knob, k) => `${k}:${knob.grid.indexOf(knob.default)}`).find((key) => key in table) || ""];
 
-  function drawPicture() {
-    if (!Object.keys(study.frames).length) return null;
-    figure.picture.hidden = false;
-    const frame = frameOf(study.frames), missing = figure.picture.querySelector(".missing");
-    missing.hidden = Boolean(frame);
-    chart.picture.hidden = !frame;
-    if (!frame) { missing.textContent = "No picture is stored at this value."; return null; }
-    const [base, ...traceParts] = frame.map((i) => study.parts[i]);
-    return Plotly.react(chart.picture, traceParts, { ...base, autosize: true }, config).then(() => {
-      chart.picture.setAttribute("aria-label", workbench.describe(chart.picture));
-      workbench.refresh(figure.picture);
-    });
+  // Charts of which one is shown at a time. Those not drawn yet are drawn in idle time, out of sight.
+  function gallery(node, build) {
+    const kept = new Map(), shelf = element("div", { className: "shelf", ariaHidden: "true" });
+    node.after(shelf);
+    const draw = (key) => {
+      if (!kept.has(key)) {
+        const { data, layout: look } = build(key), drawn = shelf.appendChild(element("div"));
+        shelf.style.width = `${node.clientWidth}px`;
+        Plotly.newPlot(drawn, data, { ...look, width: undefined, autosize: true }, { ...config, responsive: false });
+        kept.set(key, drawn);
+        if (kept.size > 80) kept.delete(kept.keys().next().value);
+      }
+      return kept.get(key);
+    };
+    const fit = () => { const chart = node.firstElementChild; if (chart && node.clientWidth && chart._fullLayout.width !== node.clientWidth) Plotly.Plots.resize(chart); };
+    addEventListener("resize", fit);
+    return {
+      show(key) {
+        const drawn = draw(key);
+        if (node.firstElementChild !== drawn) { node.firstElementChild?.remove(); node.append(drawn); }
+        fit();
+        node.setAttribute("aria-label", workbench.describe(drawn));
+        workbench.refresh(node.parentElement);
+      },
+      prepare(keys) {
+        const waiting = keys.filter((key) => !kept.has(key)).slice(0, 80), idle = window.requestIdleCallback || ((later) => setTimeout(later, 50));
+        const next = () => { if (waiting.length) { draw(waiting.shift()); idle(next); } else root.dataset.ready = "yes"; };
+        idle(next);
+      },
+    };
   }
 
+  const pictures = gallery(chart.picture, (key) => {
+    const [look, ...data] = key.split(",").map((i) => study.parts[i]);
+    return { data, layout: look };
+  });
+
+  function drawPicture() {
+    if (!Object.keys(study.frames).length) return;
+    const frame = frameOf(study.frames), missing = figure.picture.querySelector(".missing");
+    figure.picture.hidden = false;
+    missing.hidden = Boolean(frame);
+    chart.picture.hidden = !frame;
+    if (frame) pictures.show(frame.join(",")); else missing.textContent = "No picture is stored at this value.";
+  }
+
+  const courses = gallery(chart.series, (key) => {
+    const [name, at] = JSON.parse(key), [x, y] = study.series[name][at];
+    return { data: [{ type: "scatter", mode: "lines", x, y, name, line: { color: "#d55e00", width: 2 } }],
+      layout: { ...layout(), height: 220, xaxis: { ...axis(state.x), title: { text: "index" } }, yaxis: { ...axis(state.y), title: { text: name } } } };
+  });
+
   function drawSeries() {
-    const names = Object.keys(study.series);
-    if (!names.length) return null;
-    figure.series.hidden = false;
-    const name = document.getElementById("series-name").value, points = frameOf(study.series[name]) || [[], []];
-    return Plotly.react(chart.series, [{ type: "scatter", mode: "lines", x: points[0], y: points[1], name, line: { color: "#d55e00", width: 2 } }],
-      { ...layout(), height: 220, xaxis: { ...axis(state.x), title: { text: "index" } }, yaxis: { ...axis(state.y), title: { text: name } } }, config).then(() => {
-      chart.series.setAttribute("aria-label", workbench.describe(chart.series));
-      workbench.refresh(figure.series);
-    });
+    const select = document.getElementById("series-name"), table = study.series[select.value];
+    figure.series.hidden = !table || !frameOf(table);
+    if (!figure.series.hidden) courses.show(JSON.stringify([select.value, Object.keys(table).find((key) => table[key] === frameOf(table))]));
   }
 
   const settle = () => { chart.curve.setAttribute("aria-label", sentence()); workbench.refresh(figure.curve); };
@@ -132,10 +165,20 @@
     return Plotly.react(chart.curve, traces(), layout(), config).then(settle);
   }
 
+  // Moves the drawn rings themselves; plotly's own redraw is the fallback where their number changes.
   function moveRings() {
     if (!state.open) return null;
-    const { x, y } = rings(), last = visible().length;
-    return Plotly.restyle(chart.curve, { x: [x], y: [y] }, [last]).then(settle);
+    const { x, y } = rings(), last = visible().length, drawn = chart.curve, full = drawn._fullData[last], { xaxis, yaxis } = drawn._fullLayout;
+    const marks = drawn.querySelectorAll(`.trace${full.uid} path.point`);
+    if (marks.length !== x.length || [...x, ...y].includes(null) || full.x.length !== x.length) return Plotly.restyle(drawn, { x: [x], y: [y] }, [last]).then(settle);
+    Object.assign(drawn.data[last], { x, y });
+    Object.assign(full, { x, y });
+    marks.forEach((mark, i) => {
+      Object.assign(drawn.calcdata[last][i], { x: x[i], y: y[i] });
+      mark.setAttribute("transform", `translate(${xaxis.c2p(x[i], true)},${yaxis.c2p(y[i], true)})`);
+    });
+    settle();
+    return null;
   }
 
   function slide(k, index) {
@@ -150,10 +193,12 @@
       state.waiting = false;
       words();
       readout();
-      const drawn = [state.full ? redraw() : moveRings(), drawPicture(), drawSeries()];
+      drawPicture();
+      drawSeries();
       if (state.full) axes();
+      const drawn = state.full ? redraw() : moveRings();
       state.full = false;
-      Promise.all(drawn).then(() => root.dispatchEvent(new CustomEvent("redrawn")));
+      Promise.resolve(drawn).then(() => root.dispatchEvent(new CustomEvent("redrawn")));
     });
   }
 
@@ -206,4 +251,6 @@
   find(".predict .plain").addEventListener("click", () => open(null));
   addEventListener("beforeprint", () => { if (!state.open) open(null); });
   axes(); words(); readout(); drawPicture(); drawSeries();
+  pictures.prepare([...new Set(Object.values(study.frames).map((frame) => frame.join(",")))]);
+  if (series.value) courses.prepare(Object.keys(study.series[series.value]).map((at) => JSON.stringify([series.value, at])));
 })();

@@ -62,8 +62,8 @@ workbench.describe = (chart) => {
 };
 
 workbench.refresh = (figure) => {
-  const chart = figure.querySelector(".plotly"), details = figure.querySelector("details.numbers");
-  if (details && details.open && chart._fullData) details.lastElementChild.replaceChildren(...workbench.table(chart));
+  const chart = figure.querySelector(".js-plotly-plot"), details = figure.querySelector("details.numbers");
+  if (details && details.open && chart) details.lastElementChild.replaceChildren(...workbench.table(chart));
 };
 
 for (const details of document.querySelectorAll("details.numbers")) details.addEventListener("toggle", () => workbench.refresh(details.parentElement));
@@ -83,7 +83,7 @@ const near = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); workbench.draw(entry.target); }
 }, { rootMargin: "600px" });
 for (const figure of document.querySelectorAll("figure.plot")) near.observe(figure);
-addEventListener("beforeprint", () => document.querySelectorAll("figure.plot").forEach((figure) => figure.querySelector(".plotly")._fullData || workbench.draw(figure)));
+addEventListener("beforeprint", () => document.querySelectorAll("figure.plot").forEach((figure) => figure.querySelector(".js-plotly-plot") || workbench.draw(figure)));
 
 // Filters of the index: every word must occur in a row's text; a status must be the row's.
 function filter(input, rows, keeps) {
