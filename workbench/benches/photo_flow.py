@@ -243,7 +243,7 @@ def load(path: Path) -> PhotoFlow:
         width = int(file.metadata()["width"])
         flow = PhotoFlow(width=width)
         flow.load_state_dict({k: file.get_tensor(k).float() if file.get_tensor(k).is_floating_point() else file.get_tensor(k)
-                              for k in file.keys()})
+                              for k in list(file.keys())})
     return flow.eval()
 
 

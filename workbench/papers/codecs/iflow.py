@@ -1,167 +1,351 @@
+r"""# iFlow — a flow that forgets nothing
+
+**iFlow: Numerically Invertible Flows for Efficient Lossless Compression via a Uniform Coder** (Zhang et al., NeurIPS 2021).
+
+A normalising flow turns pictures into noise by invertible steps and knows the exact probability of every picture, so it should be a perfect lossless
+codec. It is not: multiply by 0.3 and round, and the way back is a guess. iFlow keeps what rounding throws away. Every division leaves a remainder;
+the remainder is *pushed to the bit stream*, and the fractional digits that a multiplication makes up are *popped from it*.
+
+```text
+ pixels ─ +u ──► squeeze ──► couplings ──► 1×1 conv ──► F(z) ──► uniform on 2^16
+           ▲                  ▲ │  R,S      ▲ │          ▲ │        │
+        pop h bits       pop R │ push S  pop│ │push   pop│ │push    │ push
+           │                  │ ▼           │ ▼          │ ▼        ▼
+ stream ══ c·R + s ═══════════════ one stack of uniform symbols (UBCS) ═════════► bytes
+```
+
+**Modular scale transform.** To scale the integer $\bar x$ by $R/S$, pop $r_d\sim U(0,R)$ and write
+
+$$y=R\bar x+r_d,\qquad \bar z=\lfloor y/S\rfloor,\qquad r_e=y \bmod S \;\to\; \text{push as } U(0,S).$$
+
+$(\bar x, r_d)\leftrightarrow y\leftrightarrow(\bar z,r_e)$ are bijections, so nothing is lost. The price is $\log_2 S-\log_2 R=-\log_2|\mathrm dz/\mathrm dx|$
+bits: *exactly* the Jacobian term of the flow's likelihood. A monotone curve $F$ is the same with other $R,S$ between each two knots; a $1\times1$
+convolution $PL\Lambda U$ is integer additions and one such scaling.
+
+**Uniform coder.** All symbols are now uniform, and no frequencies are needed: pushing $s$ out of $R$ is $c\leftarrow cR+s$, one multiplication.
+
+**What to look for.** The coded size stays within a fraction of a percent of the float flow's likelihood. Pixels need $h$ fractional bits, popped before
+anything was pushed: the first picture of a chain has to *borrow* them. In a long chain that is nothing, for one picture it doubles the file. Starting
+the chain with few fractional bits (`ramp`) cuts the debt to a tenth.
+
+Reconstructed (the abstract gives no constants): $M=16$, $K=32$ of the coder, knots of $F$, the ramp, the integer network and the flow itself.
+"""
+
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+import zlib
+from collections.abc import Mapping
 
 import numpy as np
+import torch
 
-from ...benches import CHECKPOINTS, photo_flow
+from ...benches import photo_flow, photos
 from ...contracts import data
 from ...contracts.data import StreamError
-from .integer_flow import Dequantise, Modular, Precision, to_invertible
+from ...core.claims import better, bound
+from ...core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Outcome, Part, Study
+from .flow_codec import IFlow
+from .integer_flow import Convolution, Coupling, Dequantise, FloatNet, IntegerNet, Modular, Remap, Rounded, Split, to_invertible
+from .rans import RANS, WholeBits
 from .ubcs import UBCS
 
-NAMES = {"patch32": 0, "patch32-0": 0, "patch32-1": 1, "patch32-2": 2}
-HEAD = struct.Struct("<BBBBBBII8s")
-RAMP = (1, 3)       # the first link borrows one fractional bit a value, each later one three more, until h
+__all__ = ["STUDY", "UBCS", "IFlow", "to_invertible"]
 
 
-@lru_cache(maxsize=4)
-def _trained(replica: int) -> tuple[photo_flow.PhotoFlow, bytes]:
-    path = CHECKPOINTS / f"iflow-{replica}.safetensors"
-    flow = photo_flow.load(path)
-    return flow, hashlib.sha256(path.read_bytes()).digest()[:8]
+class Shown(IFlow):
+    """An `IFlow` that carries the exhibit of its picture."""
+
+    @property
+    def exhibits(self) -> dict[str, np.ndarray]:
+        return {"stack": np.rint(100 * self.trace(photos.patches("validation")[:5])).astype(np.int16)}
 
 
-@lru_cache(maxsize=64)
-def _layers(replica: int, levels: int, precision: Precision, noise: bool, alter: Callable | None) -> list:
-    flow = copy.deepcopy(_trained(replica)[0])
-    flow.levels = levels
-    if alter:
-        alter(flow)
-    return [Dequantise(precision, noise), *to_invertible(flow, precision)]
+def iflow(h, C, chain, levels, replica=0) -> IFlow:
+    return Shown(replica=replica, h=int(h), C=int(C), chain=int(chain), levels=int(levels))
 
 
-@dataclass(frozen=True)
-class IFlow:
-    """Lossless codec of uint8 arrays by a trained flow, exactly inverted on integers. ``IFlow.load("patch32").encode(images)``.
+def variant(role: str = "control", note: str = "", replicas: int | None = None, **fields) -> Contender:
+    """iFlow at its defaults but for ``fields``."""
+    return Contender(lambda replica=0: IFlow(replica=replica, **fields), role, subject=IFlow(**fields) if role == "rival" else None, note=note,
+                     replicas=replicas, evidence="checkpoint")
 
-    h: fractional bits of a value (section 3.1); C: bits of the MST's numerator R = 2^C; chain: links, each coded on top of the stream of the
-    previous ones (part 8); levels: 2×2 squeezes, 0 to 3; ramp: the first links borrow fewer bits. The other fields exist to be replaced in comparisons.
-    """
 
-    replica: int = 0
-    h: int = 12
-    C: int = 12
-    chain: int = 64
-    levels: int = 3
-    ramp: bool = True
-    lanes: int = 4
-    noise: bool = True
-    scaling: type = Modular
-    coder: type = UBCS
-    alter: Callable | None = None
-    method = "iflow"
+# --- what the ablations take away -----------------------------------------------------------------------------------------------------------------
 
-    def __post_init__(self):
-        Precision(self.h, self.C)
-        for name, value, low, high in (("chain", self.chain, 1, 65535), ("levels", self.levels, 0, 3), ("lanes", self.lanes, 1, 64)):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be {low} to {high}, not {value}")
 
-    @classmethod
-    def load(cls, name: str = "patch32", **settings) -> IFlow:
-        if name not in NAMES:
-            raise ValueError(f"no flow is called {name!r}; there are {', '.join(NAMES)}")
-        return cls(replica=NAMES[name], **settings)
+def unpredicted(flow: photo_flow.PhotoFlow) -> None:
+    """Couplings predict zero, at one scale for all."""
+    for module in flow.modules():
+        if isinstance(module, photo_flow.ContextNet):
+            torch.nn.init.zeros_(module.linear.weight)
+            torch.nn.init.zeros_(module.last.weight)
+            torch.nn.init.zeros_(module.last.bias)
 
-    def encode(self, pixels: np.ndarray | bytes) -> bytes:
-        """Framed stream of a uint8 array (best NHWC with 3 channels; any other shape, dtype or plain bytes work too, without any gain)."""
-        return data.encode(pixels, self)
 
-    def decode(self, stream: bytes, limit: int = 1 << 30) -> np.ndarray | bytes:
-        """What was encoded, of whatever settings. Raises `StreamError`."""
-        return data.decode(stream, {self.method: self}.get, limit)
+def unmixed(flow: photo_flow.PhotoFlow) -> None:
+    """The 1×1 convolutions only permute."""
+    for level in (flow.fine, flow.coarse):
+        for parameter in level.mix.parameters():
+            torch.nn.init.zeros_(parameter)
 
-    def layers(self, link: int = 64) -> list:
-        """The integer layers of one link, in encoding order."""
-        h = min(self.h, RAMP[0] + RAMP[1] * link) if self.ramp else self.h
-        return _layers(self.replica, self.levels, Precision(h, self.C, self.scaling), self.noise, self.alter)
 
-    def push(self, stream, tiles: np.ndarray, link: int = 64) -> None:
-        x = tiles.astype(np.int64)
-        for layer in self.layers(link):
-            x = layer.forward(stream, x)
+def one_logistic(flow: photo_flow.PhotoFlow) -> None:
+    """Each mixture becomes the one logistic of its mean and spread."""
+    for module in flow.modules():
+        if isinstance(module, photo_flow.MixtureCDF):
+            weight, spread = module.weight.softmax(-1), math.pi**2 / 3 * (2 * module.log_scale).exp()
+            mean = (weight * module.mean).sum(-1, keepdim=True)
+            variance = (weight * (spread + module.mean**2)).sum(-1, keepdim=True) - mean**2
+            module.mean.data = mean.expand_as(weight).clone()
+            module.log_scale.data = (0.5 * (variance * 3 / math.pi**2).log()).expand_as(weight).clone()
+            module.freeze()
 
-    def pop(self, stream, n: int, height: int, width: int, link: int = 64) -> np.ndarray:
-        x = np.empty((n, height >> self.levels, width >> self.levels, 0), np.int64)
-        for layer in reversed(self.layers(link)):
-            x = layer.inverse(stream, x)
-        return x.astype(np.uint8)
 
-    def compress(self, array: np.ndarray) -> bytes:
-        tiles = to_tiles(array)
-        links = -(-len(tiles) // self.chain)
-        stream = self.coder(self.lanes, endless=True)
-        for link, start in enumerate(range(0, len(tiles), links)):
-            self.push(stream, tiles[start:start + links], link)
-        head = HEAD.pack(self.replica, self.h, self.C, self.levels, self.ramp + 2 * self.noise, self.lanes, links, stream.borrowed,
-                         _trained(self.replica)[1])
-        return head + stream.to_bytes()
+# --- checks ---------------------------------------------------------------------------------------------------------------------------------------
 
-    def decompress(self, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        if len(payload) < HEAD.size:
-            raise StreamError(f"{len(payload)} bytes are too few for an iFlow stream: truncated")
-        replica, h, C, levels, flags, lanes, links, borrowed, weights = HEAD.unpack_from(payload)
+
+def _all_layers(codec: IFlow):
+    for layer in codec.layers():
+        yield from getattr(layer, "layers", ())
+        yield layer
+
+
+def layers_invert(codec: IFlow) -> Outcome:
+    """Each layer on random and extreme integers: the input comes back, and the stream is what it was, bit for bit."""
+    rng, wrong, total = np.random.default_rng(3), 0, 0
+    for layer in _all_layers(codec):
+        channels = {Dequantise: 3, Coupling: 12, Convolution: 9}.get(type(layer), 12)
+        channels = len(layer.target) if isinstance(layer, Remap) else layer.keep + layer.channels if isinstance(layer, Split) else channels
+        channels = len(layer.shift) if hasattr(layer, "shift") else channels
+        high = 256 if isinstance(layer, Dequantise) else 1 << codec.h + 9
+        x = rng.integers(0 if high == 256 else -high, high, (2, 4, 4, channels))
+        x[1] = rng.choice([x.min(), 0, high - 1], x[1].shape)
+        stream = codec.coder(2, endless=True)
+        stream.push_many(rng.integers(0, 1000, 500), [1000])
+        before = stream.copy()
+        z = layer.forward(stream, x)
         try:
-            codec = replace(self, replica=replica, h=h, C=C, levels=levels, lanes=lanes, ramp=bool(flags & 1), noise=bool(flags & 2))
-        except ValueError as error:
-            raise StreamError(f"the settings in the stream are not valid ({error}): damaged") from None
-        if flags > 3 or links < 1 or replica not in NAMES.values() or _trained(replica)[1] != weights:
-            raise StreamError(f"the stream was written with other weights ({weights.hex()}) than those installed, or is damaged")
-        n, height, width = tile_grid(shape)
-        stream = self.coder.from_bytes(payload[HEAD.size:], lanes)
-        parts = []
-        for start in reversed(range(0, n, links)):
-            parts.append(codec.pop(stream, min(links, n - start), height, width, start // links))
-        if not stream.spent(borrowed):
-            raise StreamError("the bits below the data are not the agreed ones: damaged")
-        return from_tiles(np.concatenate(parts[::-1]), shape)
-
-    def auxiliary(self, stream: bytes) -> int:
-        """Bytes of an encoded stream that are auxiliary: agreed in advance, borrowed by the first links and given back at the end of decoding."""
-        _, method, _, _, payload = data.unframe(stream)
-        return 4 * HEAD.unpack_from(payload)[7] if method == self.method else 0
+            wrong += int((layer.inverse(stream, z) != x).sum())
+            wrong += int((stream.state != before.state).any() or stream.net_bits != before.net_bits)
+        except StreamError:
+            wrong += x.size
+        total += x.size
+    return Outcome(wrong == 0, f"{wrong} of {total} values differ", "0")
 
 
-SIDE = 32
+def scale_costs_jacobian(codec: IFlow) -> Outcome:
+    """The mean cost of a scaling over 100,000 values is log2 S − log2 R."""
+    rng, worst = np.random.default_rng(1), 0.0
+    for numerator, divisor in ((4096, 1237), (4096, 65536), (300, 299), (4096, 256)):
+        stream = codec.coder(1, endless=True)
+        before, n = stream.net_bits, 100_000
+        x = rng.integers(-2**20, 2**20, n)
+        codec.scaling.forward(stream, x, np.full(n, numerator), np.full(n, divisor))
+        worst = max(worst, abs((stream.net_bits - before) / n - math.log2(divisor / numerator)))
+    return Outcome(worst < 1e-3, worst, 1e-3)
 
 
-def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """How an array is seen: images (n, H, W, C) if it has 4 dimensions and at most 16 channels, else its bytes as 32×32 RGB."""
-    if len(shape) == 4 and 0 < shape[3] <= 16:
-        return shape
-    return -(-math.prod(shape) // (3 * SIDE * SIDE)), SIDE, SIDE, 3
+def coder_exact(codec: IFlow) -> Outcome:
+    """200,000 symbols of random radices up to 2^16 through one lane and back; the stream's length against Σ log2 R."""
+    rng = np.random.default_rng(2)
+    radices = rng.integers(1, 65537, 200_000)
+    symbols = rng.integers(0, radices)
+    stack = codec.coder()
+    stack.push_many(symbols, radices)
+    stream = stack.to_bytes()
+    overhead = 8 * len(stream) - float(np.log2(radices).sum())
+    stack = codec.coder.from_bytes(stream)
+    same = bool((stack.pop_many(radices) == symbols).all()) and stack.spent(0)
+    return Outcome(same and overhead <= 64, f"{'exact' if same else 'wrong'}, {overhead:.0f} bits more than Σ log2 R", "exact, ≤ 64 bits")
 
 
-def tile_grid(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Number, height and width of the RGB tiles of an array: multiples of 8, at most 32."""
-    n, height, width, channels = _as_images(shape)
-    rows, columns = -(-height // SIDE), -(-width // SIDE)
-    return n * rows * columns * -(-channels // 3), 8 * -(-height // (8 * rows)), 8 * -(-width // (8 * columns))
+def network_exact(codec: IFlow) -> Outcome:
+    """Shifts and scales equal those of 64-bit integer arithmetic, whatever the order of the sums: another CPU cannot disagree."""
+    rng, wrong = np.random.default_rng(4), 0
+    for layer in codec.layers():
+        if isinstance(layer, Coupling):
+            pixels = rng.integers(-255, 256, (2, 6, 6, layer.given))
+            net = layer.net if isinstance(layer.net, IntegerNet) else IntegerNet(layer.net.net)
+            wrong += sum(int((a != b).sum()) for a, b in zip(layer.net(pixels), net.in_integers(pixels)))
+    return Outcome(wrong == 0, f"{wrong} outputs differ", "0")
 
 
-def to_tiles(array: np.ndarray) -> np.ndarray:
-    """uint8 array → (tiles, h, w, 3); edges and a missing second and third channel are repeated."""
-    n, height, width, channels = _as_images(array.shape)
-    if (n, height, width, channels) != array.shape:
-        array = np.pad(array.ravel(), (0, n * height * width * channels - array.size)).reshape(n, height, width, channels)
-    _, h, w = tile_grid(array.shape)
-    array = np.pad(array, ((0, 0), (0, -height % h), (0, -width % w), (0, -channels % 3)), "edge")
-    n, height, width, channels = array.shape
-    return array.reshape(n, height // h, h, width // w, w, channels // 3, 3).transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, h, w, 3)
+SHAPES = ((0, 8, 8, 3), (1, 1, 1, 3), (2, 7, 5, 3), (1, 33, 9, 1), (1, 8, 16, 4), (3, 5))
 
 
-def from_tiles(tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `to_tiles`."""
-    n, height, width, channels = _as_images(shape)
-    h, w = tiles.shape[1:3]
-    rows, columns, groups = -(-height // h), -(-width // w), -(-channels // 3)
-    array = tiles.reshape(n, rows, columns, groups, h, w, 3).transpose(0, 1, 4, 2, 5, 3, 6).reshape(n, rows * h, columns * w, groups * 3)
-    array = array[:, :height, :width, :channels]
-    return array if len(shape) == 4 and array.shape == tuple(shape) else array.ravel()[:math.prod(shape)].reshape(shape)
+def any_input(codec: IFlow) -> Outcome:
+    """Random, black, white and checkered arrays of odd shapes, floats, plain bytes: all come back."""
+    rng = np.random.default_rng(5)
+    inputs = [np.linspace(0, 1, 99), b"", b"a", bytes(range(250)) * 16]
+    for shape in SHAPES:
+        checkered = np.indices(shape).sum(0) % 2 * 255
+        inputs += [array.astype(np.uint8) for array in (rng.integers(0, 256, shape), np.zeros(shape), checkered)]
+    wrong = 0
+    for each in inputs:
+        back = codec.decode(codec.encode(each))
+        wrong += back != each if isinstance(each, bytes) else back.dtype != each.dtype or not np.array_equal(back, each)
+        if isinstance(each, np.ndarray) and each.dtype == np.uint8 and each.size:       # the flow itself, where the frame would store
+            wrong += not np.array_equal(codec.decompress(codec.compress(each), each.shape), each)
+    return Outcome(wrong == 0, f"{wrong} of {len(inputs)} inputs differ", "0")
+
+
+def reseal(stream: bytes, change) -> bytes:
+    """A frame of one chunk whose payload went through ``change``, with checksums that are right: what reaches the inner decoder."""
+    payload = data.unframe(stream)[4]
+    head = stream[:len(stream) - len(payload) - 8]
+    payload = change(bytearray(payload))
+    head = head[:-8] + struct.pack("<Q", len(payload))
+    return head + struct.pack("<II", zlib.crc32(head), zlib.crc32(payload)) + bytes(payload)
+
+
+def damage_noticed(codec: IFlow) -> Outcome:
+    """A valid stream decodes; no truncated, foreign, newer or bit-flipped one, with wrong or repaired checksum, decodes to other pixels."""
+    rng, image = np.random.default_rng(6), np.ascontiguousarray(photos.patches("test")[:1, :16, :16])
+    stream = codec.encode(image)
+    if not np.array_equal(codec.decode(stream), image):
+        return Outcome(False, "a valid stream does not decode", "it does")
+
+    def flip(array: bytearray) -> bytearray:
+        array[rng.integers(len(array))] ^= 1 << int(rng.integers(8))
+        return array
+
+    bad = [stream[:n] for n in rng.integers(0, len(stream), 20)] + [bytes(flip(bytearray(stream))) for _ in range(20)]
+    if data.unframe(stream)[1] == codec.method:         # else the pixels are merely stored, and a repaired checksum makes others valid
+        bad += [reseal(stream, flip) for _ in range(20)]
+    bad += [b"", b"\x89PNG" + stream[4:], stream[:4] + b"\x09" + stream[5:], stream + b"\0"]
+    missed = 0
+    for each in bad:
+        try:
+            missed += not np.array_equal(codec.decode(each), image)       # a setting that this stream makes no use of may change
+        except StreamError:
+            pass
+    return Outcome(missed == 0, f"{missed} of {len(bad)} decode to something else", "0")
+
+
+# --- picture and exercise -------------------------------------------------------------------------------------------------------------------------
+
+
+def stack_of_bits(point: dict, exhibits: Mapping[str, np.ndarray]):
+    """How high the stack of bits stands after each layer, for the first five patches of a chain (bits per dimension of one patch)."""
+    import plotly.graph_objects as go
+
+    layout = {"height": 340, "margin": {"l": 10, "r": 10, "t": 36, "b": 36}, "xaxis": {"title": {"text": "layer"}},
+              "yaxis": {"title": {"text": "bits per dimension on the stack"}, "automargin": True}}
+    if "stack" not in exhibits:
+        return go.Figure(layout={**layout, "title": {"text": "this codec has no stack of bits to watch"}})
+    levels = exhibits["stack"] / 100
+    hues = ("#0077bb", "#00917c", "#b8720a", "#d55e00", "#aa4499")
+    lines = []
+    for link, row in enumerate(levels):
+        begin = levels[link - 1, -1] if link else 0.0
+        lines.append(go.Scatter(x=list(range(len(row) + 1)), y=[round(float(v), 2) for v in (begin, *row)], mode="lines", name=f"patch {link + 1}",
+                                line={"shape": "hv", "color": hues[link % 5], "dash": ("solid", "dash", "dot", "dashdot", "longdash")[link % 5]},
+                                hovertemplate="after layer %{x}: %{y} bits<extra></extra>"))
+    return go.Figure(lines, layout={**layout, "title": {"text": f"the stack falls to {levels.min():.1f} (borrowed) and ends at {levels[-1, -1]:.1f}",
+                                                        "font": {"size": 14}}})
+
+
+STUB = '''def scale(x, R, S, pop, push):
+    """x*R/S, rounded down. pop(R) gives an integer in 0 … R-1 from the stream, push(r, S) puts one in 0 … S-1 back."""
+    return x * R // S       # where does the remainder go, and who fills the low digits?
+'''
+SOLUTION = '''def scale(x, R, S, pop, push):
+    y = R * x + pop(R)
+    z, r = divmod(y, S)
+    push(r, S)
+    return z
+'''
+
+
+def _check_exercise(namespace: dict) -> None:
+    for x, numerator, divisor in ((1000, 3, 10), (-77, 5, 8), (12, 9, 4)):
+        stack = UBCS(endless=True)
+        stack.push_many([1, 2, 3], [5, 6, 7])
+        before = stack.copy()
+        z = namespace["scale"](x, numerator, divisor, stack.pop, stack.push)
+        assert abs(z - x * numerator / divisor) <= max(1, numerator / divisor), f"{x}·{numerator}/{divisor} is about {x * numerator / divisor:g}, not {z}"
+        y = divisor * z + stack.pop(divisor)
+        stack.push(y % numerator, numerator)
+        assert y // numerator == x, f"from z = {z} and the stream the decoder gets x = {y // numerator}, not {x}: push the remainder"
+        assert (stack.state == before.state).all() and stack.net_bits == before.net_bits, "the decoder must find the stream as it was"
+
+
+# --- the study ------------------------------------------------------------------------------------------------------------------------------------
+
+STUDY = Study(
+    paper="2111.00965",
+    name="iflow",
+    track=photos.BITS,
+    method=IFlow(),
+    knobs=(Knob("h", (1, 2, 3, 4, 6, 8, 10, 12, 14, 16), 12, label="fractional bits of a value"),
+           Knob("C", (1, 2, 3, 4, 6, 8, 10, 12, 14, 16), 12, label="bits of the numerator R"),
+           Knob("chain", (1, 2, 3, 4, 5, 6, 7, 10, 20), 20, label="links of the chain (20 patches)"),
+           Knob("levels", (0, 1, 2, 3), 3, label="2×2 squeezes")),
+    contenders={
+        "iFlow": Contender(iflow, "paper", subject=IFlow(), evidence="checkpoint"),
+        "rANS instead of UBCS": variant("rival", "the same flow, the other coder", coder=RANS),
+        "PNG": Contender(lambda: photos.Pillow("PNG")),
+        "WebP": Contender(lambda: photos.Pillow("WEBP"), note="its lossless mode"),
+        "two fractional bits": variant(h=2),
+        "numerators of two bits": variant(C=2),
+        "no ramp": variant(ramp=False, note="every link borrows all h bits a value"),
+    },
+    ablations={
+        "remainders dropped": Ablation("2 modular scale transform", variant(scaling=Rounded), IFlow(scaling=Rounded)),
+        "no dequantisation bits": Ablation("1 fixed point", variant(noise=False, replicas=1)),
+        "couplings predict nothing": Ablation("3 coupling", variant(alter=unpredicted, replicas=1)),
+        "one logistic": Ablation("4 element-wise flow", variant(alter=one_logistic)),
+        "convolution only permutes": Ablation("5 invertible 1×1 convolution", variant(alter=unmixed)),
+        "no factor-out": Ablation("6 stack and prior", variant(levels=1, replicas=1)),
+        "one link": Ablation("8 auxiliary bits", variant(chain=1, replicas=1)),
+        "float network": Ablation("3 coupling", subject=IFlow(network=FloatNet)),
+        "whole bits": Ablation("7 uniform coder", subject=IFlow(coder=WholeBits)),
+    },
+    checks=(
+        Check("layers invert", "Every layer gives back random and extreme integers and leaves the stream as it was, bit for bit", layers_invert),
+        Check("cost = Jacobian", "A modular scale transform costs log2 S − log2 R bits (mean of 100,000 values, within 0.001)", scale_costs_jacobian),
+        Check("coder", "UBCS returns 200,000 symbols of random radices and needs at most 64 bits more than Σ log2 R", coder_exact),
+        Check("exact network", "The networks' outputs are those of integer arithmetic", network_exact),
+        Check("any input", "Odd shapes, extremes, one pixel, no pixel, floats and plain bytes come back", any_input),
+        Check("damage", "Damaged, truncated, foreign and newer streams raise StreamError, checksums repaired or not", damage_noticed),
+    ),
+    claims=(
+        Claim("near the likelihood", "All bytes but the borrowed ones exceed the float flow's likelihood by at most 1 %", bound("gap", at_most=1.0),
+              paper="coding cost equals the flow's likelihood up to the precision of the integers (section 3)"),
+        Claim("finer values come nearer", "With 12 fractional bits the excess is at least 0.2 points smaller than with 2",
+              better("gap", "two fractional bits", by=0.2)),
+        Claim("finer numerators come nearer", "With R = 2^12 the excess is at least 0.5 points smaller than with R = 2^2",
+              better("gap", "numerators of two bits", by=0.5)),
+        Claim("a float inverse fails", "Rounding instead of carrying remainders returns at least half of the patches changed, iFlow none",
+              better("exact", "remainders dropped", by=50), paper="floating-point flows are not numerically invertible (introduction)"),
+        Claim("beats PNG", "All bytes counted, at least 0.3 bits per dimension below PNG", better("bits_per_dim", "PNG", by=0.3)),
+        Claim("beats WebP", "All bytes counted, below lossless WebP", better("bits_per_dim", "WebP"),
+              paper="state-of-the-art compression ratios (abstract)",
+              reason="a flow of 137,000 weights, trained for three minutes, on patches with wide flat areas, where uniform dequantisation costs most"),
+        Claim("a uniform coder wastes nothing", "UBCS needs at most 0.2 % more bits than rANS for the same flow, borrowed ones apart",
+              bound("net_bits_per_dim", at_most=1.002, relative_to="rANS instead of UBCS"), paper="section 3.4"),
+        Claim("chains pay the loan", "20 links borrow at most 0.1 bits per dimension in all", bound("auxiliary", at_most=0.1)),
+        Claim("a ramp lowers the loan", "Starting with few fractional bits saves at least 0.3 bits per dimension of borrowed ones",
+              better("auxiliary", "no ramp", by=0.3)),
+        Claim("curves fit better", "Mixture curves are worth at least 0.1 bits per dimension over one logistic of equal mean and spread",
+              better("net_bits_per_dim", "one logistic", by=0.1)),
+        Claim("convolutions are needed", "Without its 1×1 convolutions the trained flow needs at least 0.01 bits per dimension more",
+              better("net_bits_per_dim", "convolution only permutes", by=0.01)),
+    ),
+    parts={
+        "1 fixed point": Part(Dequantise.forward, "layers invert", "no dequantisation bits"),
+        "2 modular scale transform": Part(Modular.forward, "cost = Jacobian", "remainders dropped"),
+        "3 coupling": Part(Coupling.forward, "exact network", "couplings predict nothing"),
+        "4 element-wise flow": Part(Remap.forward, "layers invert", "one logistic", reconstructed=True),
+        "5 invertible 1×1 convolution": Part(Convolution.forward, "layers invert", "convolution only permutes"),
+        "6 stack and prior": Part(Split.forward, "near the likelihood", "no factor-out", reconstructed=True),
+        "7 uniform coder": Part(UBCS.push_many, "coder", "whole bits", reconstructed=True),
+        "8 auxiliary bits": Part(IFlow.auxiliary, "chains pay the loan", "one link"),
+    },
+    picture=stack_of_bits,
+    exercise=Exercise("Scale an integer by R/S so that the decoder can undo it, using the bit stream.", STUB,
+                      ["R·x has empty low digits: fill them with pop(R).", "Dividing by S leaves a remainder in 0 … S−1: push it.",
+                       "The decoder pops the remainder, computes S·z + r, and divides by R."], _check_exercise, SOLUTION),
+)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import nn
 
 from ...benches import photo_flow
@@ -94,20 +95,6 @@ class Rounded:
         return np.rint(z * (divisor / numerator)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Precision:
-    """``h`` fractional bits of values, ``C`` bits of the numerator R; ``scaling``: `Modular`, or what replaces it for comparison."""
-
-    h: int = 12
-    C: int = 12
-    scaling: type = Modular
-
-    def __post_init__(self):
-        for name, value in (("h", self.h), ("C", self.C)):
-            if not (isinstance(value, (int, np.integer)) and 1 <= value <= 16):
-                raise ValueError(f"{name} must be an integer from 1 to 16 (radices up to {MAX_RADIX}), not {value!r}")
-
-
 class Dequantise:
     """Part 1: pixels (n, H, W, 3) gain ``h`` fractional bits, popped from the stream: bits back."""
 
@@ -128,13 +115,20 @@ class Dequantise:
         return pixels
 
 
+@lru_cache(maxsize=32)
+def _neighbours(height: int, width: int) -> np.ndarray:
+    """Flat indices (H·W, 9) of the 3×3 neighbourhood of each position, clipped at the edges."""
+    y, x = (np.clip(np.arange(size)[:, None] + np.arange(-1, 2), 0, size - 1) for size in (height, width))
+    return (y[:, None, :, None] * width + x[None, :, None, :]).reshape(height * width, 9)
+
+
 class IntegerNet:
     """A `photo_flow.ContextNet` in integers: pixels int64 (n, H, W, given) → shifts in 2^−16 pixels and log2 scales in 64ths, (n, H, W, changed)."""
 
     def __init__(self, net: photo_flow.ContextNet):
         def matrix(layer):
             weight = layer.weight.detach().double().numpy()
-            return np.clip(np.rint(weight * 2**WEIGHT), -LIMIT, LIMIT).reshape(len(weight), -1).T.copy()
+            return np.clip(np.rint(weight * 2**WEIGHT), -LIMIT, LIMIT).transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
         def bias(layer):
             return np.rint(layer.bias.detach().double().numpy() * 2**(WEIGHT + ACTIVATION))
@@ -147,27 +141,60 @@ class IntegerNet:
     def windows(x):
         """(n, H, W, C) → (n·H·W, 9C), the edges repeated."""
         n, height, width, channels = x.shape
-        around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
-        return np.lib.stride_tricks.sliding_window_view(around, (3, 3), (1, 2)).reshape(n * height * width, 9 * channels)
+        return x.reshape(n, height * width, channels).take(_neighbours(height, width), 1).reshape(n * height * width, 9 * channels)
 
-    def __call__(self, pixels):
+    def __call__(self, pixels, number=np.float64):
+        def rounded(x):                         # to multiples of 2^−8, between 0 and 128
+            return np.clip(x // 2**WEIGHT, 0, LIMIT)
+
         shape = pixels.shape[:3]
-        seen = self.windows(np.clip(pixels * 2**(ACTIVATION - 4), -LIMIT, LIMIT).astype(np.float64))      # a unit is 16 pixels
-        hidden = np.clip(np.floor((seen @ self.first + self.biases[0]) * 2.0**-WEIGHT), 0, LIMIT).reshape(*shape, -1)
-        hidden = np.clip(np.floor((self.windows(hidden) @ self.second + self.biases[1]) * 2.0**-WEIGHT), 0, LIMIT)
-        out = hidden @ self.last + self.biases[2]
-        changed = out.shape[1] // 2
-        shift = np.clip(out[:, :changed] + seen @ self.linear, -2.0**26, 2.0**26)                          # ±1024 pixels
-        octave = np.floor(out[:, changed:] * (OCTAVE * 2.0**-(WEIGHT + ACTIVATION)) + 0.5)
-        limit = photo_flow.LOG2_SCALE * OCTAVE
-        return (shift.astype(np.int64).reshape(*shape, changed), np.clip(octave, -limit, limit).astype(np.int64).reshape(*shape, changed))
+        first, second, last, linear, *biases = (array.astype(number) for array in (self.first, self.second, self.last, self.linear, *self.biases))
+        seen = self.windows(np.clip(pixels << ACTIVATION - 4, -LIMIT, LIMIT).astype(number))                # a unit is 16 pixels
+        hidden = rounded(seen @ first + biases[0]).reshape(*shape, -1)
+        out = rounded(self.windows(hidden) @ second + biases[1]) @ last + biases[2]
+        changed, limit = out.shape[1] // 2, int(photo_flow.LOG2_SCALE) * OCTAVE
+        step = 2**(WEIGHT + ACTIVATION) // OCTAVE
+        shift = np.clip(out[:, :changed] + seen @ linear, -2**26, 2**26)                                    # at most 1024 pixels
+        octave = np.clip((out[:, changed:] + step // 2) // step, -limit, limit)
+        return tuple(part.astype(np.int64).reshape(*shape, changed) for part in (shift, octave))
+
+    def in_integers(self, pixels):
+        """The same in int64: slower, and equal."""
+        return self(pixels, np.int64)
+
+
+class FloatNet:
+    """The same network in float32, rounded at the end: what sums come out then depends on the order of their terms, hence on the machine."""
+
+    def __init__(self, net: photo_flow.ContextNet):
+        self.net = net
+
+    @torch.no_grad()
+    def __call__(self, pixels):
+        shift, octave = self.net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+        return tuple((part.permute(0, 2, 3, 1) * scale).round().long().numpy() for part, scale in ((shift, 2.0**16), (octave, OCTAVE)))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``h`` fractional bits of values, ``C`` bits of the numerator R; ``scaling`` and ``network`` can be replaced for comparison."""
+
+    h: int = 12
+    C: int = 12
+    scaling: type = Modular
+    network: type = IntegerNet
+
+    def __post_init__(self):
+        for name, value in (("h", self.h), ("C", self.C)):
+            if not (isinstance(value, (int, np.integer)) and 1 <= value <= 16):
+                raise ValueError(f"{name} must be an integer from 1 to 16 (radices up to {MAX_RADIX}), not {value!r}")
 
 
 class Coupling:
     """Part 3: the channels ``changed`` become ``MST(x_b − t; s)``, with s and t from the pixels of the channels before them."""
 
     def __init__(self, layer: photo_flow.Coupling, precision: Precision):
-        self.net, self.precision, self.given = IntegerNet(layer.net), precision, layer.given
+        self.net, self.precision, self.given = precision.network(layer.net), precision, layer.given
         self.part = slice(layer.given, layer.given + len(layer.changed))
 
     def _parameters(self, x):

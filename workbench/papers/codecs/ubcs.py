@@ -18,7 +18,6 @@ from ...contracts.data import StreamError
 
 LOW, WORD = 16, 32                       # M and K: states are in [2^M, 2^(M+K))
 MAX_RADIX = 1 << LOW
-STATE_BYTES = 6
 POINTER, FLOOR, EMPTY = range(3)         # the three counters shared with the kernels
 U = np.uint64
 u0, u1, u16, u32, u48, mask16, mask32 = U(0), U(1), U(16), U(32), U(48), U(0xFFFF), U(0xFFFFFFFF)
@@ -38,16 +37,21 @@ def _push(c, words, at, symbol, radix):
 
 
 @kernel
+def _divide(a, b):
+    """⌊a/b⌋ for a < 2^53, by way of signed conversions, which are single instructions."""
+    return U(np.int64(np.float64(np.int64(a)) / np.float64(np.int64(b))))
+
+
+@kernel
 def _pop(c, words, at, radix):
-    """→ state, pointer (−1 below an empty stack), symbol."""
-    if c >= (radix << u16):
-        q = U(np.float64(c) / np.float64(radix))
-        return q, at, c - q * radix
-    at -= 1
-    word = U(words[at]) if at >= 0 else u0
-    high = U(np.float64(c) / np.float64(radix))      # long division, 32 bits at a time
-    rest = ((c - high * radix) << u32) | word
-    low = U(np.float64(rest) / np.float64(radix))
+    """→ state, pointer (−1 below an empty stack), symbol. Long division in base 2^32, the same steps whether a word is fetched or not."""
+    fetch = c < (radix << u16)
+    at -= fetch
+    word = U(words[max(at, 0)])
+    upper, lower = (c, word) if fetch else (c >> u32, c & mask32)
+    high = _divide(upper, radix)
+    rest = ((upper - high * radix) << u32) | lower
+    low = _divide(rest, radix)
     return (high << u32) | low, at, rest - low * radix
 
 
@@ -157,10 +161,13 @@ class UBCS:
     ([1, 2], 5)
     """
 
+    START, STATE_BYTES = 1 << LOW, 6
+    push_kernel, pop_kernel = staticmethod(_push_many), staticmethod(_pop_many)
+
     def __init__(self, lanes: int = 1, endless: bool = False):
         if not 1 <= lanes <= 64:
             raise UniformCoderError(f"lanes must be 1 to 64, not {lanes}")
-        self.state = np.full(lanes, 1 << LOW, np.uint64)
+        self.state = np.full(lanes, self.START, np.uint64)
         self.words = np.empty(64, np.uint32)
         self.count = np.zeros(3, np.int64)
         self.endless, self.lent = endless, 0
@@ -202,14 +209,14 @@ class UBCS:
         if len(symbols) and (symbols.min() < 0 or (symbols >= radices).any()):
             raise UniformCoderError("every symbol must be at least 0 and below its radix")
         self._room(pushes=len(symbols))
-        _push_many(self.state, self.words, self.count, symbols, radices)
+        self.push_kernel(self.state, self.words, self.count, symbols, radices)
 
     def pop_many(self, radices, n: int | None = None) -> np.ndarray:
         """The last ``n`` (default: as many as radices) symbols, int64, in the order in which they were pushed."""
         radices = self._radices(radices, np.size(radices) if n is None else n)
         out = np.empty(len(radices) if n is None else n, np.int64)
         self._room(pops=len(out))
-        _pop_many(self.state, self.words, self.count, out, radices)
+        self.pop_kernel(self.state, self.words, self.count, out, radices)
         self._finish()
         return out
 
@@ -235,30 +242,31 @@ class UBCS:
         return self.lent - int(self.count[FLOOR])
 
     @property
-    def bits(self) -> float:
-        """Information held, in bits: whole words above the lent ones that were never touched, and log2 of each state."""
-        return WORD * float(self.count[POINTER] - self.count[FLOOR]) + float(np.log2(self.state.astype(np.float64)).sum())
+    def net_bits(self) -> float:
+        """Information held beyond the auxiliary words borrowed, in bits: whole words, and log2 of each lane's state."""
+        words = int(self.count[POINTER]) - self.lent
+        return WORD * words + float(np.log2(self.state.astype(np.float64)).sum())
 
     def copy(self) -> UBCS:
-        twin = UBCS(len(self.state), self.endless)
+        twin = type(self)(len(self.state), self.endless)
         twin.state, twin.words, twin.count, twin.lent = self.state.copy(), self.words.copy(), self.count.copy(), self.lent
         return twin
 
     def to_bytes(self) -> bytes:
         """Six bytes a lane, then the words from the lowest that was touched."""
-        states = self.state.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :STATE_BYTES].tobytes()
+        states = self.state.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :self.STATE_BYTES].tobytes()
         return states + self.words[self.count[FLOOR]:self.count[POINTER]].astype("<u4").tobytes()
 
     @classmethod
     def from_bytes(cls, payload: bytes, lanes: int = 1) -> UBCS:
-        stack, head = cls(lanes), STATE_BYTES * lanes
+        stack, head = cls(lanes), cls.STATE_BYTES * lanes
         if len(payload) < head or (len(payload) - head) % 4:
             raise StreamError(f"{len(payload)} bytes are no stream of {lanes} lanes: damaged or truncated")
         states = np.zeros((lanes, 8), np.uint8)
-        states[:, :STATE_BYTES] = np.frombuffer(payload[:head], np.uint8).reshape(lanes, STATE_BYTES)
+        states[:, :cls.STATE_BYTES] = np.frombuffer(payload[:head], np.uint8).reshape(lanes, cls.STATE_BYTES)
         stack.state = states.view("<u8").ravel().astype(np.uint64)
-        if (stack.state < 1 << LOW).any():
-            raise StreamError("a lane's state is below 2^16: damaged")
+        if (stack.state < cls.START).any() or (stack.state >= cls.START << WORD).any():
+            raise StreamError("a lane's state is out of range: damaged")
         words = np.frombuffer(payload[head:], "<u4")
         stack._room(pushes=len(words))
         stack.words[:len(words)] = words
@@ -268,4 +276,4 @@ class UBCS:
     def spent(self, borrowed: int) -> bool:
         """Whether nothing is left but ``borrowed`` auxiliary words: what a decoder must find at the end."""
         left = int(self.count[POINTER])
-        return left == borrowed and bool((self.state == 1 << LOW).all() and (self.words[:left] == auxiliary(0, left)[::-1]).all())
+        return left == borrowed and bool((self.state == self.START).all() and (self.words[:left] == auxiliary(0, left)[::-1]).all())

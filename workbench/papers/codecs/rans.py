@@ -1,0 +1,123 @@
+"""rANS with uniform frequencies, in the place of UBCS: the same lanes, stack of words and compiler, so that the two can be compared.
+
+A symbol out of ``R`` gets ``freq ≈ 2^24 / R`` of the 2^24 slots: ``c → (c div freq)·2^24 + start + c mod freq``. Encoding divides by the
+frequency, decoding looks for the symbol of a slot; UBCS needs neither. States are in [2^31, 2^63).
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .ubcs import MAX_RADIX, UBCS, U, _divide, kernel, mask32, u0, u1, u32
+
+u24, u31, mask24 = U(24), U(31), U((1 << 24) - 1)
+
+
+@kernel
+def _push_rans(state, words, count, symbols, radices):
+    at, lanes, step = count[0], state.size, (0 if radices.size == 1 else 1)
+    for start in range(0, symbols.size, lanes):
+        for lane in range(min(lanes, symbols.size - start)):
+            c, symbol, radix = state[lane], U(symbols[start + lane]), U(radices[(start + lane) * step])
+            first = _divide(symbol << u24, radix)
+            freq = _divide((symbol + u1) << u24, radix) - first
+            words[at] = c & mask32
+            full = (c >> U(39)) >= freq                       # c ≥ 2^39·freq
+            at += full
+            c = c >> u32 if full else c
+            whole = c // freq
+            state[lane] = (whole << u24) + first + (c - whole * freq)
+    count[0] = at
+
+
+@kernel
+def _pop_rans(state, words, count, out, radices):
+    at, lanes, step = count[0], state.size, (0 if radices.size == 1 else 1)
+    for start in range((out.size - 1) // lanes * lanes, -1, -lanes):
+        for lane in range(min(lanes, out.size - start) - 1, -1, -1):
+            c, radix = state[lane], U(radices[(start + lane) * step])
+            slot = c & mask24
+            symbol = ((slot + u1) * radix - u1) >> u24
+            first = _divide(symbol << u24, radix)
+            freq = _divide((symbol + u1) << u24, radix) - first
+            c = freq * (c >> u24) + slot - first
+            if c < (u1 << u31):
+                at -= 1
+                c = (c << u32) | (U(words[at]) if at >= 0 else u0)
+                if at < 0:
+                    count[2], at = 1, 0
+            state[lane] = c
+            out[start + lane] = symbol
+    count[0], count[1] = at, min(count[1], at)
+
+
+class RANS(UBCS):
+    """A stack with the methods of `UBCS` whose symbols are coded by rANS; layers run as pop, arithmetic, push over whole arrays."""
+
+    START, STATE_BYTES = 1 << 31, 8
+    push_kernel, pop_kernel = staticmethod(_push_rans), staticmethod(_pop_rans)
+
+    def _pop_wide(self, radices):
+        wide = radices > MAX_RADIX
+        high = self.pop_many(np.where(wide, radices >> 16, radices))
+        return np.where(wide, high << 16 | self.pop_many(np.where(wide, MAX_RADIX, 1)), high)
+
+    def _push_wide(self, symbols, radices):
+        wide = radices > MAX_RADIX
+        self.push_many(np.where(wide, symbols & MAX_RADIX - 1, 0), np.where(wide, MAX_RADIX, 1))
+        self.push_many(np.where(wide, symbols >> 16, symbols), np.where(wide, radices >> 16, radices))
+
+    def mst(self, x, numerator, divisor, backwards):
+        whole, rest = np.divmod(numerator.ravel() * x.ravel() + self.pop_many(numerator), divisor.ravel())
+        self.push_many(rest, divisor)
+        return whole.reshape(x.shape)
+
+    def remap(self, x, source, target, backwards, coded=False):
+        values = self.pop_many([MAX_RADIX], x.size) if coded and backwards else x.ravel()
+        channel = np.arange(x.size) % len(source)
+        piece = np.empty(x.size, np.int64)
+        for i, knots in enumerate(source):
+            piece[channel == i] = np.searchsorted(knots, values[channel == i], "right") - 1
+        divisor, numerator = (knots[channel, piece + 1] - knots[channel, piece] for knots in (source, target))
+        whole, rest = np.divmod(numerator * (values - source[channel, piece]) + self._pop_wide(numerator), divisor)
+        self._push_wide(rest, divisor)
+        out = target[channel, piece] + whole
+        if coded and not backwards:
+            self.push_many(out, [MAX_RADIX])
+        return out.reshape(x.shape)
+
+
+class WholeBits(UBCS):
+    """Every radix rounded up to a power of two: plain bit packing."""
+
+    def push_many(self, symbols, radices):
+        super().push_many(symbols, 2 ** np.ceil(np.log2(radices)).astype(np.int64))
+
+    def pop_many(self, radices, n=None):
+        return super().pop_many(2 ** np.ceil(np.log2(radices)).astype(np.int64), n)
+
+
+def coder_speed(n: int = 1_000_000, lanes: int = 8, repeats: int = 7, seed: int = 0) -> dict[str, float]:
+    """Million symbols a second of both coders on one thread, alternating, each the best of ``repeats``; radices random in 2 … 2^16.
+
+    A timing, so no metric: it depends on the machine and on what else runs there. Ratios are the medians of the paired runs.
+    """
+    rng = np.random.default_rng(seed)
+    radices = rng.integers(2, MAX_RADIX + 1, n)
+    symbols, out = rng.integers(0, radices), np.empty(n, np.int64)
+    runs = {name: [] for name in ("UBCS push", "UBCS pop", "rANS push", "rANS pop")}
+    for _ in range(repeats + 1):
+        for coder in (UBCS, RANS):
+            stack = coder(lanes)
+            stack._room(pushes=2 * n)
+            for name, run, array in (("push", coder.push_kernel, symbols), ("pop", coder.pop_kernel, out)):
+                begun = time.perf_counter()
+                run(stack.state, stack.words, stack.count, array, radices)
+                runs[f"{'rANS' if coder is RANS else 'UBCS'} {name}"].append(n / (time.perf_counter() - begun) / 1e6)
+            if not (out == symbols).all():
+                raise AssertionError("the coder is wrong, so its speed means nothing")
+    speeds = {name: np.array(values[1:]) for name, values in runs.items()}      # the first run compiles
+    ratios = {f"ratio {name}": float(np.median(speeds[f"UBCS {name}"] / speeds[f"rANS {name}"])) for name in ("push", "pop")}
+    return {name: float(values.max()) for name, values in speeds.items()} | ratios
