@@ -1,0 +1,167 @@
+"""The `machine` contract: a layer with its real tensors → the same numbers, and the cycles, traffic and energy that a small datapath spends on them.
+
+    tile:  8 output channels × 16 output samples; a lane owns one channel and keeps 16 accumulators
+    lane:  for each stored weight (value, index) of its channel:          read once a tile
+               for each of the 16 samples: look at the activation's bit in the zero map; if set, read it, one cycle, one MAC
+    barrier: the tile ends when its slowest lane does
+
+Cycles come from where the zeros of the given weights and activations are; nothing is multiplied by an average sparsity. The walk past zeros (index
+deltas, zero map) is taken to run ahead of the multiplier and to cost no cycle of its own; its reads are counted. Accumulation has the type of the
+tensors given: 8-bit float products (8-bit significands) are summed without any rounding in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Energy:
+    """A table to edit: pJ a multiply-accumulate, pJ a byte of on-chip memory, mW of leakage. The ratio of the first two is that of published 45 nm
+    figures (Horowitz, ISSCC 2014: 8-bit multiply and 32-bit add 0.3 pJ, 8 KB SRAM 1.25 pJ a byte); both are scaled to a stated power by `calibrated`."""
+
+    mac: float = 0.3
+    sram: float = 1.25
+    leakage: float = 0.15
+
+    def picojoules(self, counters: Counters, machine: Machine) -> float:
+        dynamic = counters.macs * self.mac + counters.sram_bytes * self.sram
+        return dynamic + self.leakage * counters.cycles / machine.mhz * 1e3          # mW · µs = nJ
+
+    def calibrated(self, counters: Counters, machine: Machine, milliwatts: float) -> Energy:
+        """The same table scaled so that ``machine``, busy with ``counters``, draws ``milliwatts``. A calibration, never a measurement."""
+        dynamic = counters.macs * self.mac + counters.sram_bytes * self.sram
+        factor = (milliwatts - self.leakage) * 1e3 * counters.cycles / machine.mhz / dynamic
+        return Energy(self.mac * factor, self.sram * factor, self.leakage)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``independent=False``: all lanes take each step together (SIMD). Without a skip every weight or activation, zero or not, costs its cycle."""
+
+    lanes: int = 8
+    mhz: float = 150.0
+    tile: int = 16
+    skip_weights: bool = True
+    skip_activations: bool = True
+    independent: bool = True
+    energy: Energy = Energy()
+
+    def __post_init__(self):
+        if self.lanes < 1 or self.tile < 1 or self.mhz <= 0:
+            raise ValueError(f"lanes and tile must be at least 1 and mhz positive, not {self.lanes}, {self.tile} and {self.mhz}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A plain convolution: ``weight`` (O, I/groups, K), ``x`` (I, T) as padded, groups 1 or I = O (depthwise), bias (O,) or None. ``index_bits``:
+    how many bits of indices or bitmap say where the stored weights stand."""
+
+    weight: np.ndarray
+    x: np.ndarray
+    bias: np.ndarray | None = None
+    stride: int = 1
+    dilation: int = 1
+    index_bits: int = 0
+
+
+@dataclass
+class Counters:
+    """Sums of what was spent; ``slots``: multiplications of the dense layer, ``weight_macs``: of its non-zero weights, ``macs``: done; ``lane_work``: by each lane."""
+
+    cycles: int = 0
+    macs: int = 0
+    slots: int = 0
+    weight_macs: int = 0
+    weight_bytes: int = 0
+    index_bits: int = 0
+    activation_bytes: int = 0
+    map_bits: int = 0
+    output_bytes: int = 0
+    lane_work: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    @property
+    def sram_bytes(self) -> float:
+        return self.weight_bytes + self.activation_bytes + self.output_bytes + (self.index_bits + self.map_bits) / 8
+
+    def report(self, machine: Machine) -> dict[str, float]:
+        """The counters with utilisation (work / lanes · cycles), seconds and modelled microjoules."""
+        counts = {name: value for name, value in asdict(self).items() if name != "lane_work"}
+        return {**counts, "utilisation": self.macs / max(1, self.cycles * machine.lanes), "seconds": self.cycles / machine.mhz / 1e6,
+                "microjoules": machine.energy.picojoules(self, machine) / 1e6}
+
+
+def run(machine: Machine, layer: Layer) -> tuple[np.ndarray, Counters]:
+    """The layer's output (O, T') and its counters. ValueError: groups other than 1 and depthwise."""
+    weight, x, (c_out, c_in, taps) = layer.weight, layer.x, layer.weight.shape
+    depthwise = c_in == 1 and c_out == x.shape[0] and c_out > 1
+    if not depthwise and c_in != x.shape[0]:
+        raise ValueError(f"the machine runs groups 1 or one group a channel; weight {weight.shape} on {x.shape[0]} input channels is neither")
+    samples = (x.shape[1] - layer.dilation * (taps - 1) - 1) // layer.stride + 1
+    reads = np.stack([x[:, k * layer.dilation:][:, :layer.stride * (samples - 1) + 1:layer.stride] for k in range(taps)], 1)  # (I, K, T')
+    y = (weight[:, 0, :, None] * reads).sum(1) if depthwise else _product(weight.reshape(c_out, -1), reads.reshape(-1, samples))
+    if layer.bias is not None:
+        y = y + layer.bias[:, None]
+
+    starts, rows = np.arange(0, samples, machine.tile), -(-c_out // machine.lanes) * machine.lanes
+    stored = np.zeros((rows, c_in * taps), np.float32)                                   # lanes without a channel stay idle
+    stored[:c_out] = (weight != 0).reshape(c_out, -1) if machine.skip_weights else 1
+    live = (reads != 0).reshape(-1, samples) if machine.skip_activations else np.ones((x.shape[0] * taps, samples), bool)
+    group = stored.reshape(-1, machine.lanes, c_in * taps)
+    if depthwise:                                                                        # a lane reads its own channel
+        pairs = np.zeros((rows, taps, samples), bool)
+        pairs[:c_out] = live.reshape(c_out, taps, samples) & (stored[:c_out, :, None] > 0)
+        steps = np.add.reduceat(pairs.reshape(-1, machine.lanes, taps, samples).any(1).sum(1), starts, 1)
+        work = np.add.reduceat(pairs.sum(1), starts, 1)
+    else:
+        live = np.add.reduceat(live.astype(np.float32), starts, 1)                       # live activations of each tap in each tile
+        steps, work = _product(group.max(1), live), _product(stored, live)
+    work = work.reshape(-1, machine.lanes, len(starts)).astype(np.int64)                 # (groups, lanes, tiles)
+    cycles = work.max(1) if machine.independent else steps.astype(np.int64)
+    done, kept = int(work.sum()), int(stored.sum())
+    return y, Counters(cycles=int(cycles.sum()), macs=done, slots=c_out * c_in * taps * samples,
+                       weight_macs=int((weight != 0).sum()) * samples, weight_bytes=kept * len(starts),
+                       index_bits=layer.index_bits * len(starts), activation_bytes=done,
+                       map_bits=kept * samples * machine.skip_activations, output_bytes=c_out * samples, lane_work=work.sum((0, 2)))
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b by torch, whose number of threads is set, not by numpy's own library."""
+    return (torch.from_numpy(np.ascontiguousarray(a)) @ torch.from_numpy(np.ascontiguousarray(b))).numpy()
+
+
+def simulate(machine: Machine, net, x, lower: Callable) -> tuple[object, dict[str, Counters]]:
+    """Runs a torch ``net`` on ``x``, every layer that ``lower`` knows by the machine; the net's output, and counters by layer.
+
+    ``lower(name, module, input without batch)`` → None, or the plain `Layer`s to run and a function that assembles the module's output from theirs
+    (None: they are only counted).
+    """
+    spent: dict[str, Counters] = {}
+
+    def hook(name):
+        def replace(module, inputs, output):
+            results = []
+            for item in inputs[0]:
+                layers, assemble = lower(name, module, item) or ((), None)
+                parts = [run(machine, layer) for layer in layers]
+                for _, counters in parts:
+                    spent[name] = spent[name] + counters if name in spent else counters
+                if assemble:
+                    results.append(assemble([torch.from_numpy(y) for y, _ in parts]))
+            return torch.stack(results) if results else None
+        return replace
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules() if not list(module.children())]
+    try:
+        with torch.no_grad():
+            return net(x), spent
+    finally:
+        for handle in handles:
+            handle.remove()
