@@ -165,17 +165,18 @@
     return Plotly.react(chart.curve, traces(), layout(), config).then(settle);
   }
 
-  // Moves the drawn rings themselves; plotly's own redraw is the fallback where their number changes.
+  // Moves the drawn rings themselves and hides those not needed; plotly's own redraw is the fallback where more are needed.
   function moveRings() {
     if (!state.open) return null;
     const { x, y } = rings(), last = visible().length, drawn = chart.curve, full = drawn._fullData[last], { xaxis, yaxis } = drawn._fullLayout;
     const marks = drawn.querySelectorAll(`.trace${full.uid} path.point`);
-    if (marks.length !== x.length || [...x, ...y].includes(null) || full.x.length !== x.length) return Plotly.restyle(drawn, { x: [x], y: [y] }, [last]).then(settle);
+    if (marks.length < x.length || marks.length !== drawn.calcdata[last].length || [...x, ...y].includes(null)) return Plotly.restyle(drawn, { x: [x], y: [y] }, [last]).then(settle);
     Object.assign(drawn.data[last], { x, y });
     Object.assign(full, { x, y });
     marks.forEach((mark, i) => {
       Object.assign(drawn.calcdata[last][i], { x: x[i], y: y[i] });
-      mark.setAttribute("transform", `translate(${xaxis.c2p(x[i], true)},${yaxis.c2p(y[i], true)})`);
+      mark.style.display = i < x.length ? "" : "none";
+      if (i < x.length) mark.setAttribute("transform", `translate(${xaxis.c2p(x[i], true)},${yaxis.c2p(y[i], true)})`);
     });
     settle();
     return null;
