@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from workbench.contracts.data import StreamError, unframe
 from workbench.papers.codecs.flow_codec import IFlow, from_tiles, tile_grid, to_tiles
 from workbench.papers.codecs.iflow import reseal
 from workbench.papers.codecs.integer_flow import IntegerNet, Precision, ratio, to_invertible
-from workbench.papers.codecs.rans import RANS, coder_speed
+from workbench.papers.codecs.rans import RANS, race
 from workbench.papers.codecs.ubcs import UBCS, UniformCoderError
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[3]
@@ -71,8 +72,8 @@ def test_settings_come_from_the_stream():
 
 def test_size_is_that_of_the_bytes_and_gross_is_more_than_net():
     images = photos.patches("test")[:10]
-    for settings in ({}, {"chain": 1}, {"ramp": False}):
-        codec = IFlow(**settings)
+    for fields in ({}, {"chain": 1}, {"ramp": False}):
+        codec = IFlow(**fields)
         stream = codec.encode(images)
         assert 0 < codec.auxiliary(stream) < len(stream) and codec.auxiliary(stream) % 4 == 0
         assert len(unframe(stream)[4]) < len(stream)
@@ -197,9 +198,9 @@ def test_coder_refuses():
         UBCS(0)
 
 
-def test_speed_is_measured_on_working_coders():
-    speeds = coder_speed(n=20_000, repeats=2)
-    assert {"UBCS push", "rANS pop", "ratio push"} <= set(speeds) and min(speeds.values()) > 0
+def test_what_the_probe_times_runs():
+    for run in race(n=5000).values():
+        run()
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ def test_wrong_settings():
 def test_photo_regions_are_disjoint_and_pinned():
     assert photos.fingerprint() == photos.EXPECTED
     edges = sorted(photos.STRIPS.values())
-    assert edges[0][0] == 0 and all(a[1] == b[0] for a, b in zip(edges, edges[1:])) and edges[-1][1] == 1
+    assert edges[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(edges)) and edges[-1][1] == 1
     train = {patch.tobytes() for patch in photos.patches("train")}
     assert sum(patch.tobytes() in train for patch in photos.patches("test") if patch.std() > 1) == 0
 

@@ -6,7 +6,7 @@ frequency, decoding looks for the symbol of a slot; UBCS needs neither. States a
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,25 +99,39 @@ class WholeBits(UBCS):
         return super().pop_many(2 ** np.ceil(np.log2(radices)).astype(np.int64), n)
 
 
-def coder_speed(n: int = 1_000_000, lanes: int = 8, repeats: int = 7, seed: int = 0) -> dict[str, float]:
-    """Million symbols a second of both coders on one thread, alternating, each the best of ``repeats``; radices random in 2 … 2^16.
+def race(n: int = 200_000, lanes: int = 8, seed: int = 0) -> dict[str, Callable[[], None]]:
+    """What the probe times: both coders push (and pop) ``n`` symbols of random radices 2 … 2^16, and the constriction library's rANS does.
 
-    A timing, so no metric: it depends on the machine and on what else runs there. Ratios are the medians of the paired runs.
+    The two here share lanes, stack and compiler. constriction is one state in Rust and also tests its arguments.
     """
+    import constriction
+
     rng = np.random.default_rng(seed)
     radices = rng.integers(2, MAX_RADIX + 1, n)
     symbols, out = rng.integers(0, radices), np.empty(n, np.int64)
-    runs = {name: [] for name in ("UBCS push", "UBCS pop", "rANS push", "rANS pop")}
-    for _ in range(repeats + 1):
-        for coder in (UBCS, RANS):
-            stack = coder(lanes)
-            stack._room(pushes=2 * n)
-            for name, run, array in (("push", coder.push_kernel, symbols), ("pop", coder.pop_kernel, out)):
-                begun = time.perf_counter()
-                run(stack.state, stack.words, stack.count, array, radices)
-                runs[f"{'rANS' if coder is RANS else 'UBCS'} {name}"].append(n / (time.perf_counter() - begun) / 1e6)
-            if not (out == symbols).all():
-                raise AssertionError("the coder is wrong, so its speed means nothing")
-    speeds = {name: np.array(values[1:]) for name, values in runs.items()}      # the first run compiles
-    ratios = {f"ratio {name}": float(np.median(speeds[f"UBCS {name}"] / speeds[f"rANS {name}"])) for name in ("push", "pop")}
-    return {name: float(values.max()) for name, values in speeds.items()} | ratios
+
+    def ours(coder: type[UBCS], pop: bool) -> Callable[[], None]:
+        stack = coder(lanes)
+        stack._room(pushes=2 * n)
+
+        def run():
+            stack.count[:] = 0
+            stack.push_kernel(stack.state, stack.words, stack.count, symbols, radices)
+            if pop:
+                stack.pop_kernel(stack.state, stack.words, stack.count, out, radices)
+
+        stack.state[:] = stack.START
+        run()
+        if pop and not (out == symbols).all():
+            raise AssertionError("the coder is wrong, so its speed means nothing")
+        return run
+
+    uniform, small, sizes = constriction.stream.model.Uniform(), symbols.astype(np.int32), radices.astype(np.int32)
+
+    def library():
+        coder = constriction.stream.stack.AnsCoder()
+        coder.encode_reverse(small, uniform, sizes)
+        coder.decode(uniform, sizes)
+
+    return {"UBCS": ours(UBCS, True), "rANS": ours(RANS, True), "rANS (constriction)": library,
+            "UBCS, push alone": ours(UBCS, False), "rANS, push alone": ours(RANS, False)}
