@@ -53,6 +53,24 @@ def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None 
     return Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
 
 
+def browse(family: str, *without: str) -> None:
+    """The live papers of a family (but ``without`` these) behind one selector; without a kernel, one after the other."""
+    from IPython.display import HTML, display
+
+    from .core.explorer import static
+
+    entries = [entry for entry in registry.select(family) if not {entry.name, entry.arxiv} & set(without)]
+    if static() or not entries:
+        for entry in entries:
+            display(HTML(f"<h3>{entry.title}</h3>"), explore(entry.arxiv))
+        return
+    import ipywidgets as widgets
+
+    choice, box = widgets.Dropdown(options=[("choose a paper", ""), *((e.title, e.arxiv) for e in entries)], description="paper"), widgets.VBox()
+    choice.observe(lambda change: setattr(box, "children", [explore(change.new).widget] if change.new else []), "value")
+    display(widgets.VBox([choice, box]))
+
+
 def race(paper: str | Study | Measurements, jobs: int | None = None, **mine: Contender) -> Measurements:
     """Your own contenders on a paper's track, measured now at the quick values, beside its stored points: to `explore`, or to rank on a `board`."""
     from .core import live, sweep

@@ -8,6 +8,7 @@ Under ``WORKBENCH_STATIC=1`` (notebooks executed for publishing) it shows the sa
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -17,14 +18,17 @@ from html import escape
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+from plotly.utils import PlotlyJSONEncoder
 
 from . import figures, live
 from .claims import Verdict, judge
 from .measurements import Measurements, Stored
+from .slider import GridSlider
 from .study import Study, StudyError
 
-STYLE = """<style>.wb table{border-collapse:collapse;font-size:13px}.wb td,.wb th{padding:2px 10px;text-align:left;border-bottom:1px solid rgba(128,128,128,.3)}
-.wb td.n{text-align:right;font-variant-numeric:tabular-nums}.wb p{margin:4px 0}.wb summary{cursor:pointer}</style>"""
+STYLE = """<style>.wb table{border-collapse:collapse;font-size:13px}.wb table caption{text-align:left}
+.wb table td,.wb table th{padding:2px 10px;text-align:left;line-height:1.4;border-bottom:1px solid rgba(128,128,128,.3)}
+.wb table td.n{text-align:right;font-variant-numeric:tabular-nums}.wb p{margin:4px 0}.wb summary{cursor:pointer}</style>"""
 MARKS = {"holds": "✔", "green": "✔", "not reproduced": "✘", "red": "✘", "undecided": "?", "needs hardware": "–"}
 
 
@@ -35,7 +39,8 @@ def static() -> bool:
 
 def plain(figure: go.Figure) -> dict:
     """A figure as a mime bundle that holds the plotly figure alone (0.05 MB instead of the 5 MB of a figure with its own script)."""
-    return {"application/vnd.plotly.v1+json": {**figure.to_plotly_json(), "config": {"responsive": True, "displaylogo": False}}}
+    content = json.loads(json.dumps(figure.to_plotly_json(), cls=PlotlyJSONEncoder))  # plain lists, null for what is not a number
+    return {"application/vnd.plotly.v1+json": {**content, "config": {"responsive": True, "displaylogo": False}}}
 
 
 def patch(widget: go.FigureWidget, figure: go.Figure) -> None:
@@ -66,7 +71,7 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence], caption: str) -
     cells = "".join("<tr>" + "".join(f'<td class="n">{c}</td>' if isinstance(c, float | int) or str(c)[:1] in "+−" else f"<td>{escape(str(c))}</td>"
                                      for c in row) + "</tr>" for row in rows)
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headers)
-    return f"<table><caption style='text-align:left'>{escape(caption)}</caption><tr>{head}</tr>{cells}</table>"
+    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{cells}</table>"
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> str:
@@ -183,13 +188,12 @@ class Explorer:
         self.sliders, self.exact = {}, {}
         for knob in self.study.knobs:
             words = figures.label(self.study, knob.name)
-            self.sliders[knob.name] = widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in knob.grid], value=self._nearest(knob.name),
-                                                              description=words, style=plain_style, layout=widgets.Layout(width="62%"))
+            self.sliders[knob.name] = GridSlider(knob.grid, self._nearest(knob.name), words, layout=widgets.Layout(width="62%"))
             whole = all(isinstance(v, int) for v in knob.grid)
             box = widgets.BoundedIntText if whole else widgets.BoundedFloatText
             self.exact[knob.name] = box(value=self.state[knob.name], min=knob.grid[0], max=knob.grid[-1], step=1 if whole else 0.01,
                                         description="exactly", disabled=self.stored_only, layout=widgets.Layout(width="180px"))
-            self.sliders[knob.name].observe(lambda change, name=knob.name: self.set(**{name: change.new}), "value")
+            self.sliders[knob.name].observe(lambda change, name=knob.name: self.set(**{name: change.owner.value}), "index")
             self.exact[knob.name].observe(lambda change, name=knob.name: self.set(**{name: change.new}), "value")
         self.toggles = {name: widgets.Checkbox(value=name in self.shown, description=f"{name} ({c.role})", indent=False,
                                                layout=widgets.Layout(width="auto", margin="0 14px 0 0"))
@@ -204,6 +208,7 @@ class Explorer:
         for name, box in self.axes.items():
             box.observe(lambda change, name=name: self._turned(name, change.new), "value")
         self.curve, self.canvas = go.FigureWidget(), go.FigureWidget()
+        self.stage = widgets.VBox([self.canvas])
         self.drawing, self.reading_, self.here_, self.words_, self.numbers_, self.claims_ = (widgets.HTML() for _ in range(6))
         self.claims_.value = "judging the claims …"
         self.code = widgets.Text(description="as code", layout=wide, style=plain_style)
@@ -227,7 +232,7 @@ class Explorer:
         return widgets.VBox([widgets.HTML(f"{STYLE}<h3>{escape(self.study.name)} on {escape(self.study.track.title or self.study.track.name)}</h3>"),
                              *sliders, widgets.HBox([self.status, self.progress, self.stop, self.measure]),
                              widgets.Box(list(self.toggles.values()), layout=widgets.Layout(flex_flow="row wrap")), self.first, self.asking,
-                             self.results, self.canvas, self.drawing, self.claims_, self.code]).add_class("wb")
+                             self.results, self.stage, self.drawing, self.claims_, self.code]).add_class("wb")
 
     def _nearest(self, name: str) -> float:
         return min(self.study.knob(name).grid, key=lambda v: abs(v - self.state[name]))
@@ -291,6 +296,7 @@ class Explorer:
         xs, ys, drawn, *texts = self._snapshot(self.state, self._seen)
         with self.curve.batch_update():
             self.curve.data[-1].x, self.curve.data[-1].y = xs, ys
+        self.stage.layout.display = "" if isinstance(drawn, go.Figure) else "none"
         if isinstance(drawn, go.Figure):
             patch(self.canvas, drawn)
         self.drawing.value = drawn if isinstance(drawn, str) else "" if drawn else "no picture at this setting"

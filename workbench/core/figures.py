@@ -293,4 +293,9 @@ def picture(m: Measurements, current: Mapping[str, float], contender: str | None
         return None
     facts = {**stored.result.metrics, **dict(stored.point.knobs), "contender": key[0], "replica": replica, "seed": 0}
     drawn = m.study.picture(facts, stored.result.exhibits)
-    return neutral(drawn) if isinstance(drawn, go.Figure) else drawn
+    if not isinstance(drawn, go.Figure):
+        return drawn
+    for trace in drawn.data:
+        if trace.type in ("heatmap", "contour", "surface"):
+            trace.z = np.asarray(trace.z, np.float32)  # an array travels with its gaps; a list with NaN is no JSON
+    return neutral(drawn)

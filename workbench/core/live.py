@@ -130,11 +130,12 @@ class Live:
         import cloudpickle
 
         visitor = b"" if point.contender in self._own() else cloudpickle.dumps(self.study.field[point.contender])
-        workers = _workers()
-        with self._lock:
-            if self._request is request:
-                future = workers.schedule(run_point, args=(module_of(self.study), point, visitor), timeout=self.study.time_limit)
+        future = _workers().schedule(run_point, args=(module_of(self.study), point, visitor), timeout=self.study.time_limit)
+        with self._lock:  # not around the line above: the first worker takes seconds to start, and `stop` must not wait for it
+            if self._current(request):
                 self._futures[future] = point
+            else:
+                future.cancel()
 
     def _own(self) -> dict[str, Contender]:
         """The contenders of the paper's file; others come from notebook cells and are sent to the workers by value."""
