@@ -328,6 +328,32 @@ def test_a_forged_description_is_refused(meta, words, tmp_path):
         load(tmp_path / "a.wb")
 
 
+@pytest.mark.parametrize("change", [
+    {"attention": "someone/kernels"}, {"config": {"auto_map": {"AutoModel": "evil.Model"}}}, {"config": {"backbone_config": {"use_pretrained_backbone": True}}},
+    {"config": {"parts": [{"_attn_implementation": "someone/kernels"}]}},
+])
+def test_a_configuration_that_would_fetch_something_is_refused(change, tmp_path):
+    meta = {"kind": "transformers", "class": "ViTForImageClassification", "config_class": "ViTConfig", "config": {}, "attention": "sdpa"}
+    artifact.save(tmp_path / "a.wb", {}, meta | change)
+    with pytest.raises(ArtifactError, match="may fetch code or weights"):
+        load(tmp_path / "a.wb")
+
+
+@pytest.mark.parametrize("name", ["vgg-small", "vit", "own"])
+def test_saving_and_loading_draw_no_random_numbers(name, tmp_path):
+    model = MODELS[name][0]().eval()
+    before = torch.get_rng_state()
+    save_model(tmp_path / "a", model, IMAGES[:2])
+    load(tmp_path / "a")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_forged_width_costs_no_memory(tmp_path):
+    artifact.save(tmp_path / "a", {"w": torch.zeros(1)}, {"kind": "class", "class": "workbench.benches.vision.nets:VGGSmall", "config": {"widths": [10**7] * 6}})
+    with pytest.raises(ArtifactError, match="tensors are not those of the file"):
+        load(tmp_path / "a")
+
+
 def test_what_cannot_be_captured_says_why():
     with pytest.raises(NotCapturable, match=r"torch.export cannot trace it"):
         capture(wirings.Branching(), IMAGES[:2])

@@ -286,7 +286,7 @@ def test_uniform_takes_the_same_share_of_every_group():
 @pytest.mark.parametrize(("change", "words"), [
     ({"ratio": 1.0}, r"ratio: .* \[0, 1\), found 1.0"), ({"ratio": -.1}, "ratio"), ({"mode": "layer"}, "mode: 'global' or 'uniform', found 'layer'"),
     ({"round_to": 0}, "round_to"), ({"scores": {"features.0": torch.ones(3)}}, "'features.0' needs 16 finite numbers, found shape"),
-    ({"scores": {"features.0": torch.full((16,), float("nan"))}}, "with NaN"), ({"scores": {"nowhere": torch.ones(16)}}, "no group is called"),
+    ({"scores": {"features.0": torch.full((16,), float("nan"))}}, "with NaN"), ({"scores": {}}, "scores: no group has one"), ({"scores": {"nowhere": torch.ones(16)}}, "no group is called"),
 ])
 def test_select_refuses(change, words):
     model = NETS["vgg-small"]()

@@ -26,6 +26,8 @@ from .artifact import Artifact, ArtifactError, read, save
 from .graph import GraphNet, NotCapturable, capture
 from .trace import CONV, forward
 
+REMOTE = ("auto_map", "use_pretrained_backbone", "quantization_config", "trust_remote_code", "use_kernels")
+
 
 def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
@@ -58,14 +60,14 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     state = model.state_dict()
     if wrong := sorted(state.keys() ^ tensors.keys()):
         raise ValueError(f"model: its tensors are not those of the file; found in one of the two only: {', '.join(wrong[:5])}")
-    changed = {}
+    changed = set()
     for name, tensor in tensors.items():
         owner, leaf = _parent(model, name)
         old = getattr(owner, leaf)
         if old.dim() != tensor.dim():
             raise ValueError(f"model: {name!r} has shape {tuple(old.shape)}, the file {tuple(tensor.shape)}")
         if old.shape != tensor.shape:
-            changed[owner] = True
+            changed.add(owner)
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
     for owner in changed:
         _recount(owner)
@@ -94,7 +96,13 @@ def _from_class(meta: Mapping) -> nn.Module:
     cls = getattr(importlib.import_module(module), name)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module and hasattr(cls, "config")):
         raise ArtifactError(f"class {meta['class']!r} is not a network of the workbench")
-    return cls(**meta["config"])
+    with torch.device("meta"):  # no memory for weights that are replaced anyway: a forged width costs nothing
+        model = cls(**meta["config"])
+    fixed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    if not fixed and dict(model.named_buffers()).keys() <= model.state_dict().keys():
+        return model
+    with torch.random.fork_rng(devices=[]):  # tensors that the file does not hold (a window, say) come from the constructor
+        return cls(**meta["config"])
 
 
 def _from_transformers(meta: Mapping) -> nn.Module:
@@ -104,12 +112,24 @@ def _from_transformers(meta: Mapping) -> nn.Module:
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) and isinstance(config, type)
             and issubclass(config, transformers.PretrainedConfig)):
         raise ArtifactError(f"{meta['class']!r} is no model of transformers {transformers.__version__}")
+    _refuse_remote({"config": meta["config"], "attn_implementation": meta["attention"]})
     settings = config.from_dict(dict(meta["config"]))
     settings._attn_implementation = meta["attention"]
-    return cls(settings)
+    with torch.random.fork_rng(devices=[]):  # its constructor draws weights, which are replaced; the caller's random numbers stay as they were
+        return cls(settings)
+
+
+def _refuse_remote(config) -> None:
+    """ArtifactError: the configuration would make transformers fetch code or weights."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if (key in REMOTE and value) or ("attn_implementation" in key and value not in (None, "eager", "sdpa", "flash_attention_2", "flex_attention")):
+            raise ArtifactError(f"the configuration asks for {key} = {value!r}, which may fetch code or weights")
+        for inner in value if isinstance(value, list) else (value,):
+            _refuse_remote(inner)
 
 
 def restore(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
+    """The network of checked file contents; ``model`` as in :func:`load`."""
     meta = artifact.meta
     tensors = dict(artifact.tensors) | {name: artifact.tensors[of] for name, of in meta.get("aliases", {}).items()}
     kind = meta.get("kind")

@@ -209,6 +209,8 @@ def select(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], model: 
     scored = [g for g in groups if g.name in scores]
     if unknown := set(scores) - {g.name for g in groups}:
         raise ValueError(f"scores: no group is called {sorted(unknown)}; the groups are {[g.name for g in groups]}")
+    if not scored:
+        raise ValueError("scores: no group has one")
     ranks, times = [], []
     for group in scored:
         score = torch.as_tensor(scores[group.name]).detach().double().cpu()
