@@ -78,8 +78,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WORKBENCH_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: into a temporary file beside it, then renamed."""
+def write_whole(path: Path, data: bytes, lasting: bool = True) -> None:
+    """Writes a file whole or not at all: into a temporary file beside it, then renamed. ``lasting`` waits until the disk has it (a power cut loses
+    nothing); without it only the death of the process is survived, which is enough for what can be measured again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed; one that lives is at work on it
         if not _alive(int(left.name.split(".")[-2])):
@@ -88,8 +89,9 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+            if lasting:
+                handle.flush()
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -108,7 +110,7 @@ def _alive(process: int) -> bool:
 
 
 def write_point(path: Path, stored: Stored) -> None:
-    write_whole(path, zlib.compress(json.dumps(stored.to_json()).encode(), 6))
+    write_whole(path, zlib.compress(json.dumps(stored.to_json()).encode(), 6), lasting=False)
 
 
 def read_point(path: Path) -> Stored | None:

@@ -6,6 +6,7 @@ time or loses its worker is reported with paper and knobs, and the rest goes on.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import multiprocessing
@@ -79,19 +80,44 @@ def run_point(module: str, point: Point, visitor: bytes = b"") -> Stored:
     return stored
 
 
+_pools: dict[int, tuple[dict, object]] = {}
+
+
 def pool(jobs: int):
-    """A pool of ``jobs`` workers from a forkserver that has torch loaded; a stopped task's worker is killed at once."""
+    """The pool of ``jobs`` workers of this process, from a forkserver that has torch loaded; a stopped task's worker is killed at once.
+
+    It stays for the next sweep, so that a paper's imports and data are paid for once. Another value of a ``WORKBENCH_…`` variable makes it anew: the
+    forkserver's children see the variables with which it was started.
+    """
     import pebble
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "numpy", "pandas", "workbench.core.sweep"])
-    return pebble.ProcessPool(max_workers=jobs, context=context, initializer=_one_thread)
+    settings = {name: value for name, value in os.environ.items() if name.startswith("WORKBENCH_")}
+    before, workers = _pools.get(jobs, (None, None))
+    if workers is None or not workers.active or before != settings:
+        if workers is not None:
+            _stop(workers)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
+        workers = pebble.ProcessPool(max_workers=jobs, context=context, initializer=_start_worker, initargs=(settings,))
+        _pools[jobs] = settings, workers
+        atexit.register(_stop, workers)
+    return workers
 
 
-def _one_thread() -> None:
+def _stop(workers) -> None:
+    workers.stop()
+    with contextlib.suppress(TimeoutError):
+        workers.join(5)
+
+
+def _start_worker(settings: dict[str, str]) -> None:
+    """One thread, and the caller's settings as they are now."""
     import threadpoolctl
     import torch
 
+    for name in [name for name in os.environ if name.startswith("WORKBENCH_")]:
+        del os.environ[name]
+    os.environ.update(settings)
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
 
@@ -148,7 +174,8 @@ def _measured(study: Study, todo: dict[Point, bytes], jobs: int | None, report: 
         return []
     module, done, measured = module_of(study), 0, []
     study.track.data_key()  # a missing checkpoint fails here, once, instead of in every worker
-    with busy(), pool(min(jobs or os.cpu_count() or 1, len(todo))) as workers:
+    with busy():
+        workers = pool(jobs or os.cpu_count() or 1)
         futures = {workers.schedule(run_point, args=(module, point, visitor), timeout=study.time_limit): point for point, visitor in todo.items()}
         try:
             for future in as_completed(futures):
@@ -166,8 +193,7 @@ def _measured(study: Study, todo: dict[Point, bytes], jobs: int | None, report: 
                 done += 1
                 report(done)
         except BaseException:
-            workers.stop()
-            workers.join(5)
+            _stop(workers)
             raise
     return measured
 
