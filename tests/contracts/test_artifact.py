@@ -199,4 +199,4 @@ def test_fuzz_of_the_safetensors_header_raises_nothing_else(path):
 def test_nothing_in_the_reading_path_unpickles_or_evaluates():
     for name in ("artifact", "storage", "graph", "model"):
         source = Path(artifact.__file__).with_name(f"{name}.py").read_text()
-        assert not re.search(r"torch\.load\(|pickle\.loads?\(|np\.load\(|marshal\.|(?<![\w.])(eval|exec)\(", source)
+        assert not re.search(r"(?<!safetensors\.)torch\.load\(|pickle\.loads?\(|np\.load\(|marshal\.|(?<![\w.])(eval|exec)\(", source)
