@@ -64,6 +64,12 @@ def test_another_process_decodes(tmp_path):
     assert shown.stdout.strip() == hashlib.sha256(images.tobytes()).hexdigest()
 
 
+def test_one_image_is_seen_as_one():
+    image, codec = np.ascontiguousarray(photos.patches("test")[0]), IFlow()
+    assert len(codec.encode(image)) < len(codec.encode(image.tobytes())) + 40 and np.array_equal(codec.decode(codec.encode(image)), image)
+    assert tile_grid((64, 40, 3)) == (4, 32, 24) and tile_grid((0,)) == (0, 32, 32)
+
+
 def test_settings_come_from_the_stream():
     images = drawn()
     stream = IFlow.load("patch32-1", h=9, C=5, levels=2, chain=3, ramp=False, lanes=7).encode(images)
@@ -222,6 +228,24 @@ def test_integer_network_is_close_to_the_float_one():
         want = [part.permute(0, 2, 3, 1).numpy() for part in net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())]
     assert np.abs(shift / 2**16 - want[0]).max() < 1.5 and np.abs(octave / 64 - want[1]).max() < 0.1
     assert np.abs(shift / 2**16 - want[0]).mean() < 0.1
+
+
+@pytest.mark.parametrize("replica", range(3))
+@torch.no_grad()
+def test_no_picture_can_leave_the_knots(replica):
+    """|x − t| ≤ 255 + 1024 pixels, scaled by 2^4 at most, times the ∞-norm of the convolution, is less than the outermost knot."""
+    flow = photo_flow.load(CHECKPOINTS / f"iflow-{replica}.safetensors")
+    for level in (flow.fine, flow.coarse):
+        eye = torch.eye(9)
+        lower, upper = (eye + m.abs() for m in (level.mix.lower.tril(-1), level.mix.upper.triu(1)))
+        norm = (lower @ torch.diag(level.mix.log2_scale.exp2()) @ upper).sum(1).max()
+        assert float(norm) * (255 + 1024) * 2**4 < photo_flow.KNOTS[-1] / 2 and int(level.prior.table.sum()) == 9 * 2**16
+    assert 2**float(flow.norm.log2_scale.max()) * 300 < photo_flow.KNOTS[-1] / 2
+
+
+def test_values_too_large_for_exact_division_are_refused():
+    with pytest.raises(UniformCoderError, match="exceed 2\\^53"):
+        UBCS(endless=True).mst(np.array([2**40]), np.array([65536]), np.array([3]), False)
 
 
 def own_flow():

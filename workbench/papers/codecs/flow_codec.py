@@ -81,7 +81,7 @@ class IFlow:
         return cls(replica=NAMES[name], **settings)
 
     def encode(self, pixels: np.ndarray | bytes) -> bytes:
-        """Framed stream of a uint8 array (best NHWC with 3 channels; any other shape, dtype or plain bytes work too, without any gain)."""
+        """Framed stream of a uint8 array (best NHWC or HWC with 3 channels; any other shape, dtype or plain bytes work too, without much gain)."""
         return data.encode(pixels, self)
 
     def decode(self, stream: bytes, limit: int = 1 << 30) -> np.ndarray | bytes:
@@ -156,9 +156,11 @@ SIDE = 32
 
 
 def _as_images(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """How an array is seen: images (n, H, W, C) if it has 4 dimensions and at most 16 channels, else its bytes as 32×32 RGB."""
+    """How an array is seen: images (n, H, W, C ≤ 16), one image (H, W, 1, 3 or 4), else its bytes as 32×32 RGB."""
     if len(shape) == 4 and 0 < shape[3] <= 16:
         return shape
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        return 1, *shape
     return -(-math.prod(shape) // (3 * SIDE * SIDE)), SIDE, SIDE, 3
 
 
@@ -186,5 +188,4 @@ def from_tiles(tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     h, w = tiles.shape[1:3]
     rows, columns, groups = -(-height // h), -(-width // w), -(-channels // 3)
     array = tiles.reshape(n, rows, columns, groups, h, w, 3).transpose(0, 1, 4, 2, 5, 3, 6).reshape(n, rows * h, columns * w, groups * 3)
-    array = array[:, :height, :width, :channels]
-    return array if len(shape) == 4 and array.shape == tuple(shape) else array.ravel()[:math.prod(shape)].reshape(shape)
+    return array[:, :height, :width, :channels].ravel()[:math.prod(shape)].reshape(shape)

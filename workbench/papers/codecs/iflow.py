@@ -231,11 +231,14 @@ def stack_of_bits(point: dict, exhibits: Mapping[str, np.ndarray]):
     """How high the stack of bits stands after each layer, for the first five patches of a chain (bits per dimension of one patch)."""
     import plotly.graph_objects as go
 
-    layout = {"height": 340, "margin": {"l": 10, "r": 10, "t": 36, "b": 36}, "xaxis": {"title": {"text": "layer"}},
+    layout = {"height": 340, "margin": {"l": 10, "r": 10, "t": 36, "b": 36}, "xaxis": {},
               "yaxis": {"title": {"text": "bits per dimension on the stack"}, "automargin": True}}
     if "stack" not in exhibits:
         return go.Figure(layout={**layout, "title": {"text": "this codec has no stack of bits to watch"}})
     levels = exhibits["stack"] / 100
+    splits = range(9, levels.shape[1], 8)       # after the noise: squeeze, six couplings and the pushed latents of each level
+    pushed = [f"level {i + 1} pushed" for i in range(len(splits))]
+    layout["xaxis"] |= {"tickvals": [1, *splits], "ticktext": ["noise popped", *pushed[:-1], *(f"{last}, then the rest" for last in pushed[-1:])]}
     hues = ("#0077bb", "#00917c", "#b8720a", "#d55e00", "#aa4499")
     lines = []
     for link, row in enumerate(levels):
@@ -243,7 +246,7 @@ def stack_of_bits(point: dict, exhibits: Mapping[str, np.ndarray]):
         lines.append(go.Scatter(x=list(range(len(row) + 1)), y=[round(float(v), 2) for v in (begin, *row)], mode="lines", name=f"patch {link + 1}",
                                 line={"shape": "hv", "color": hues[link % 5], "dash": ("solid", "dash", "dot", "dashdot", "longdash")[link % 5]},
                                 hovertemplate="after layer %{x}: %{y} bits<extra></extra>"))
-    return go.Figure(lines, layout={**layout, "title": {"text": f"the stack falls to {levels.min():.1f} (borrowed) and ends at {levels[-1, -1]:.1f}",
+    return go.Figure(lines, layout={**layout, "title": {"text": f"{max(0.0, -levels.min()):.1f} bits borrowed; five patches leave {levels[-1, -1]:.1f}",
                                                         "font": {"size": 14}}})
 
 

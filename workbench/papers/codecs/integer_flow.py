@@ -122,6 +122,11 @@ def _neighbours(height: int, width: int) -> np.ndarray:
     return (y[:, None, :, None] * width + x[None, :, None, :]).reshape(height * width, 9)
 
 
+def _shift(x: np.ndarray, bits: int) -> np.ndarray:
+    """⌊x / 2^bits⌋ of integers held as int64 or float64."""
+    return np.floor(x * 2.0**-bits) if x.dtype == np.float64 else x >> bits
+
+
 class IntegerNet:
     """A `photo_flow.ContextNet` in integers: pixels int64 (n, H, W, given) → shifts in 2^−16 pixels and log2 scales in 64ths, (n, H, W, changed)."""
 
@@ -145,7 +150,7 @@ class IntegerNet:
 
     def __call__(self, pixels, number=np.float64):
         def rounded(x):                         # to multiples of 2^−8, between 0 and 128
-            return np.clip(x // 2**WEIGHT, 0, LIMIT)
+            return np.clip(_shift(x, WEIGHT), 0, LIMIT)
 
         shape = pixels.shape[:3]
         first, second, last, linear, *biases = (array.astype(number) for array in (self.first, self.second, self.last, self.linear, *self.biases))
@@ -153,9 +158,9 @@ class IntegerNet:
         hidden = rounded(seen @ first + biases[0]).reshape(*shape, -1)
         out = rounded(self.windows(hidden) @ second + biases[1]) @ last + biases[2]
         changed, limit = out.shape[1] // 2, int(photo_flow.LOG2_SCALE) * OCTAVE
-        step = 2**(WEIGHT + ACTIVATION) // OCTAVE
+        step = WEIGHT + ACTIVATION - 6                                                                      # 2^−20 to 64ths
         shift = np.clip(out[:, :changed] + seen @ linear, -2**26, 2**26)                                    # at most 1024 pixels
-        octave = np.clip((out[:, changed:] + step // 2) // step, -limit, limit)
+        octave = np.clip(_shift(out[:, changed:] + 2**(step - 1), step), -limit, limit)
         return tuple(part.astype(np.int64).reshape(*shape, changed) for part in (shift, octave))
 
     def in_integers(self, pixels):

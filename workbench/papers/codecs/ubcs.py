@@ -222,6 +222,8 @@ class UBCS:
 
     def mst(self, x: np.ndarray, numerator: np.ndarray, divisor: np.ndarray, backwards: bool) -> np.ndarray:
         """Modular scale transform of int64 ``x`` by int64 ``numerator / divisor`` of the same shape; ``backwards``: last element first."""
+        if x.size and max(numerator.max(), divisor.max()) * (int(np.abs(x).max()) + 1) >= 2**53:
+            raise UniformCoderError(f"values up to {np.abs(x).max()} times radices up to {max(numerator.max(), divisor.max())} exceed 2^53")
         out = np.empty(x.shape, np.int64)
         self._room(pushes=x.size, pops=x.size)
         _mst(self.state, self.words, self.count, x.ravel(), out.ravel(), numerator.ravel(), divisor.ravel(), backwards)
