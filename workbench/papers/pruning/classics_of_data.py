@@ -47,7 +47,9 @@ def gradients(model: nn.Module, data, criterion: str, single: int = 0) -> Iterat
         for rows in range(len(labels)) if single else (slice(None),):
             rows = slice(rows, rows + 1) if single else rows
             cut = {k: v[rows] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
-            found = torch.autograd.grad(F.cross_entropy(forward(model, cut), labels[rows]), list(values.values()), allow_unused=True)
+            with torch.enable_grad():
+                loss = F.cross_entropy(forward(model, cut), labels[rows])
+            found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
             yield {name: (w.detach(), torch.zeros_like(w) if g is None else g) for (name, w), g in zip(values.items(), found, strict=True)}
             seen += 1
             if single and seen == single:
@@ -87,15 +89,15 @@ def watched(group: ChannelGroup, model: nn.Module) -> Member:
     return max((m for m in group.members if m.role in ("producer", "norm", "depthwise")), key=lambda m: order.index(m.name))
 
 
-def run_watching(groups: Sequence[ChannelGroup], model: nn.Module, see: Callable[[str, Tensor, int], Tensor | None], step: Callable[[], None]) -> None:
-    """Runs ``step`` while ``see(group name, output, channel dimension)`` is shown each group's map; what it returns stands in for the map."""
+def run_watching(groups: Sequence[ChannelGroup], model: nn.Module, see: Callable[[str, Tensor, int], Tensor | None], step: Callable[[], Tensor]) -> Tensor:
+    """What ``step`` returns, run while ``see(group name, output, channel dimension)`` is shown each group's map; what it returns stands in for the map."""
     hooks = []
     for group in groups:
         module = watched(group, model).module
         dim = -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
         hooks.append(module.register_forward_hook(lambda _, __, out, name=group.name, dim=dim: see(name, out, dim)))
     try:
-        step()
+        return step()
     finally:
         for hook in hooks:
             hook.remove()
@@ -117,21 +119,24 @@ class Taylor:
     def scores(self, groups: Sequence[ChannelGroup], model: nn.Module, data=None) -> dict[str, Tensor]:
         total = defaultdict(float)
         for inputs, labels in batches(data, "Taylor"):
-            gates: dict[str, Tensor] = {}
-
-            def see(name, out, dim):
-                shape = [len(out)] + [1] * (out.dim() - 1)
-                shape[dim] = out.shape[dim]
-                gates[name] = torch.ones(shape, device=out.device, requires_grad=True)
-                return out * gates[name]
-
-            def step():
-                loss = F.cross_entropy(forward(model, inputs), labels, reduction="sum")
-                for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
-                    total[name] = total[name] + gradient.flatten(1).abs().sum(0)
-
-            run_watching(groups, model, see, step)
+            for name, parts in self.products(groups, model, inputs, labels).items():
+                total[name] = total[name] + parts.abs().sum(0)
         return {group.name: F.normalize(per_unit(group, model, total[group.name]), dim=0) for group in groups}
+
+    @torch.enable_grad()
+    def products(self, groups: Sequence[ChannelGroup], model: nn.Module, inputs, labels: Tensor) -> dict[str, Tensor]:
+        """{group name: (N, channels)}: Σ_hw a·g of every image."""
+        gates: dict[str, Tensor] = {}
+
+        def see(name, out, dim):
+            shape = [len(out)] + [1] * (out.dim() - 1)
+            shape[dim] = out.shape[dim]
+            gates[name] = torch.ones(shape, device=out.device, requires_grad=True)
+            return out * gates[name]
+
+        outputs = run_watching(groups, model, see, lambda: forward(model, inputs))
+        loss = F.cross_entropy(outputs, labels, reduction="sum")
+        return dict(zip(gates, (g.flatten(1) for g in torch.autograd.grad(loss, list(gates.values()))), strict=True))
 
 
 # --- activations --------------------------------------------------------------------------------------------------------------------------------

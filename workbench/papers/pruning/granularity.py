@@ -22,7 +22,7 @@ from ...contracts.model import inputs_and_labels
 from ...contracts.sparse import save_sparse
 from ...contracts.surgery import forward, macs_by_layer, reestimate_batchnorm, remove
 from . import Pruned, inside_blocks
-from .classics import LAYERS, weights
+from .classics import LAYERS
 from .classics_of_data import batches, criterion
 
 ZEROS = ("weight", "row", "kernel", "strided")
@@ -66,23 +66,25 @@ class Pruner:
         """{group name: (size,)}; higher is kept."""
         return {name: -value if self.inverted else value for name, value in criterion(self.criterion).scores(groups, model, data).items()}
 
-    def apply(self, model: nn.Module, ratio: float, data: Iterable | None = None, example=None, validation: Iterable | None = None) -> Pruned:
-        """A pruned copy: a share ``ratio`` of the units of each layer (or of all) is gone. ``validation``: what allocations are judged on.
+    def apply(self, model: nn.Module, ratio: float, data: Iterable | None = None, example=None, validation: Iterable | None = None,
+              known: Mapping[str, Tensor] | None = None) -> Pruned:
+        """A pruned copy: a share ``ratio`` of the units of each layer (or of all) is gone. ``validation``: what allocations are judged on;
+        ``known``: channel scores that were computed before.
 
         ValueError: ratio outside [0, 1), data missing that the criterion needs, a granularity that no layer of the model has.
         """
         check_ratio(ratio)
         check_finite(model)
         if example is None and data is not None:
-            example = inputs_and_labels(next(iter(data)))[0]
+            example, _ = next(batches(data, "example", labels=False))
         if self.granularity in ZEROS:
             return self.zeros(model, ratio, data)
         if example is None:
             raise ValueError("example: hand in a batch of inputs, or data")
         if self.granularity == "block":
-            return drop_blocks(model, ratio, data, example)
+            return self.blocks(model, ratio, data, example)
         groups = inside_blocks(channel_groups(model, example))
-        scores = self.scores(groups, model, data)
+        scores = known or self.scores(groups, model, data)
         counts = allocate(self.allocation, groups, scores, ratio, model, example, validation or data) if ratio else {}
         drop = {g.name: scores[g.name].argsort(stable=True)[:counts[g.name]] for g in groups if counts.get(g.name)}
         return Pruned(self.cut(model, drop, example, groups, data), {"kept": percent(1 - counts.get(g.name, 0) / g.size for g in groups)})
@@ -91,6 +93,21 @@ class Pruner:
         """Repaired where the criterion knows how to (least squares), then really smaller."""
         repair = getattr(criterion(self.criterion), "repair", None)
         return remove(repair(model, drop, groups, data) if repair and drop else model, drop, example, groups)
+
+    def blocks(self, model, ratio, data, example) -> Pruned:
+        return drop_blocks(model, ratio, data, example)
+
+    @torch.no_grad()
+    def soften(self, model: nn.Module, ratio: float, example) -> dict[str, Tensor]:
+        """Zero the lowest filters in place, for soft pruning: batch norm stays, else no gradient would reach them again. {layer name: filters}."""
+        groups = inside_blocks(channel_groups(model, example))
+        zeroed, scores = {}, self.scores(groups, model)
+        for group in groups:
+            units = lowest(scores[group.name], ratio)
+            for member in group.producers:
+                zeroed[member.name] = member.index[units[member.units]].flatten()
+                model.get_submodule(member.name).weight[zeroed[member.name]] = 0
+        return zeroed
 
     def zeros(self, model: nn.Module, ratio: float, data: Iterable | None) -> Sparse:
         chosen = criterion(self.criterion)

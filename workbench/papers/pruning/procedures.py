@@ -6,7 +6,6 @@ Every procedure gets the same number of steps of the same batches, so that a rac
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,13 +15,12 @@ from torch.nn import functional as F
 
 from ...benches import vision
 from ...benches.vision.recipe import batches
-from ...contracts.channels import channel_groups
 from ...contracts.surgery import reestimate_batchnorm
-from . import Pruned, inside_blocks
+from . import Pruned
 from .classics import L1, weights
 from .granularity import Pruner, Sparse, apply_masks, keep, percent
 
-STEPS, BATCH, TUNE, LEARN = 80, 64, 2e-3, 6e-3
+STEPS, BATCH, TUNE, LEARN = 60, 64, 2e-3, 6e-3
 
 
 def fit(model: nn.Module, seed: int, steps: int = STEPS, rate: float = TUNE, before: Callable[[], None] | None = None,
@@ -157,21 +155,9 @@ def cut_and_tune(model: nn.Module, pruner: Pruner, ratio: float, seed: int, step
 def soft(model: nn.Module, ratio: float, seed: int, steps: int = STEPS, every: int = 8) -> Pruned:
     """Soft filter pruning: the lowest filters are zeroed again and again but keep their gradients, so that a wrong choice grows back (He et al. 2018)."""
     pruner = Pruner("l2")
-    losses = fit(model, seed, steps, after=lambda step, rate: zero_lowest(model, ratio) if step % every == every - 1 else None)
+    losses = fit(model, seed, steps, after=lambda step, rate: pruner.soften(model, ratio, vision.EXAMPLE) if step % every == every - 1 else None)
     pruned = pruner.apply(model, ratio, None, vision.EXAMPLE)
     return Pruned(pruned.model, pruned.exhibits, {"loss": losses})
-
-
-@torch.no_grad()
-def zero_lowest(model: nn.Module, ratio: float) -> dict[str, Tensor]:
-    """Zero the filters of lowest L2 norm in place; batch norm stays, else no gradient would reach them again. {layer name: filters zeroed}."""
-    zeroed = {}
-    for group in inside_blocks(channel_groups(model, vision.EXAMPLE)):
-        member = group.producers[0]
-        lowest = member.weights().norm(dim=1).argsort(stable=True)[:min(round(ratio * group.size), group.size - 1)]
-        zeroed[member.name] = member.index[lowest].flatten()
-        model.get_submodule(member.name).weight[zeroed[member.name]] = 0
-    return zeroed
 
 
 def shrink_filters(model: nn.Module, by: float) -> None:
@@ -198,6 +184,14 @@ def penalised(model: nn.Module, ratio: float, seed: int, shrink: Callable[[nn.Mo
     losses = fit(model, seed, half, after=lambda step, rate: shrink(model, strength / half))
     pruned = cut_and_tune(model, Pruner(by), ratio, seed + 1, steps - half)
     return Pruned(pruned.model, pruned.exhibits, {"loss": losses + list(pruned.series["loss"])})
+
+
+def group_lasso(model: nn.Module, ratio: float, seed: int) -> Pruned:
+    return penalised(model, ratio, seed, shrink_filters, "l2")
+
+
+def slimming(model: nn.Module, ratio: float, seed: int) -> Pruned:
+    return penalised(model, ratio, seed, shrink_scales, "bn-gamma")
 
 
 def small_from_scratch(ratio: float, replica: int, seed: int) -> Pruned:
