@@ -22,7 +22,7 @@ from workbench.contracts.data import StreamError, unframe
 from workbench.papers.codecs.flow_codec import IFlow, from_tiles, tile_grid, to_tiles
 from workbench.papers.codecs.iflow import reseal
 from workbench.papers.codecs.integer_flow import IntegerNet, Precision, ratio, to_invertible
-from workbench.papers.codecs.rans import RANS, race
+from workbench.papers.codecs.rivals import RANS, race
 from workbench.papers.codecs.ubcs import UBCS, UniformCoderError
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[3]

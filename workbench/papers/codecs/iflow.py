@@ -39,16 +39,15 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
-from ...benches import photo_flow, photos
+from ...benches import photos
 from ...contracts import data
 from ...contracts.data import StreamError
 from ...core.claims import better, bound
 from ...core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Outcome, Part, Study
 from .flow_codec import IFlow
-from .integer_flow import Convolution, Coupling, Dequantise, FloatNet, IntegerNet, Modular, Remap, Rounded, Split, to_invertible
-from .rans import RANS, WholeBits, race
+from .integer_flow import Convolution, Coupling, Dequantise, IntegerNet, Modular, Remap, Split, to_invertible
+from .rivals import RANS, FloatNet, Rounded, WholeBits, one_logistic, race, unmixed, unpredicted
 from .ubcs import UBCS
 
 __all__ = ["STUDY", "UBCS", "IFlow", "to_invertible"]
@@ -70,37 +69,6 @@ def variant(role: str = "control", note: str = "", replicas: int | None = None, 
     """iFlow at its defaults but for ``fields``."""
     return Contender(lambda replica=0: IFlow(replica=replica, **fields), role, subject=IFlow(**fields) if role == "rival" else None, note=note,
                      replicas=replicas, evidence="checkpoint")
-
-
-# --- what the ablations take away -----------------------------------------------------------------------------------------------------------------
-
-
-def unpredicted(flow: photo_flow.PhotoFlow) -> None:
-    """Couplings predict zero, at one scale for all."""
-    for module in flow.modules():
-        if isinstance(module, photo_flow.ContextNet):
-            torch.nn.init.zeros_(module.linear.weight)
-            torch.nn.init.zeros_(module.last.weight)
-            torch.nn.init.zeros_(module.last.bias)
-
-
-def unmixed(flow: photo_flow.PhotoFlow) -> None:
-    """The 1×1 convolutions only permute."""
-    for level in (flow.fine, flow.coarse):
-        for parameter in level.mix.parameters():
-            torch.nn.init.zeros_(parameter)
-
-
-def one_logistic(flow: photo_flow.PhotoFlow) -> None:
-    """Each mixture becomes the one logistic of its mean and spread."""
-    for module in flow.modules():
-        if isinstance(module, photo_flow.MixtureCDF):
-            weight, spread = module.weight.softmax(-1), math.pi**2 / 3 * (2 * module.log_scale).exp()
-            mean = (weight * module.mean).sum(-1, keepdim=True)
-            variance = (weight * (spread + module.mean**2)).sum(-1, keepdim=True) - mean**2
-            module.mean.data = mean.expand_as(weight).clone()
-            module.log_scale.data = (0.5 * (variance * 3 / math.pi**2).log()).expand_as(weight).clone()
-            module.freeze()
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------------------------------------

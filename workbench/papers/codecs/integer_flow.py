@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import nn
 
 from ...benches import photo_flow
@@ -81,18 +80,6 @@ class Modular:
     @staticmethod
     def inverse(stream: UBCS, z, numerator, divisor):
         return stream.mst(z, divisor, numerator, backwards=True)
-
-
-class Rounded:
-    """What a float flow does instead: multiply, round, forget the remainder. Its inverse is inexact wherever the scale is below one."""
-
-    @staticmethod
-    def forward(stream, x, numerator, divisor):
-        return np.rint(x * (numerator / divisor)).astype(np.int64)
-
-    @staticmethod
-    def inverse(stream, z, numerator, divisor):
-        return np.rint(z * (divisor / numerator)).astype(np.int64)
 
 
 class Dequantise:
@@ -166,18 +153,6 @@ class IntegerNet:
     def in_integers(self, pixels):
         """The same in int64: slower, and equal."""
         return self(pixels, np.int64)
-
-
-class FloatNet:
-    """The same network in float32, rounded at the end: what sums come out then depends on the order of their terms, hence on the machine."""
-
-    def __init__(self, net: photo_flow.ContextNet):
-        self.net = net
-
-    @torch.no_grad()
-    def __call__(self, pixels):
-        shift, octave = self.net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
-        return tuple((part.permute(0, 2, 3, 1) * scale).round().long().numpy() for part, scale in ((shift, 2.0**16), (octave, OCTAVE)))
 
 
 @dataclass(frozen=True)

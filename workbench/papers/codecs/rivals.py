@@ -1,15 +1,20 @@
-"""rANS with uniform frequencies, in the place of UBCS: the same lanes, stack of words and compiler, so that the two can be compared.
+"""Rivals of iFlow, and iFlow with one part taken away.
 
-A symbol out of ``R`` gets ``freq ≈ 2^24 / R`` of the 2^24 slots: ``c → (c div freq)·2^24 + start + c mod freq``. Encoding divides by the
-frequency, decoding looks for the symbol of a slot; UBCS needs neither. States are in [2^31, 2^63).
+`RANS` is range coding with uniform frequencies in the place of UBCS: the same lanes, stack of words and compiler. A symbol out of ``R`` gets
+``freq ≈ 2^24 / R`` of the 2^24 slots: ``c → (c div freq)·2^24 + start + c mod freq``. Encoding divides by the frequency, decoding looks for the
+symbol of a slot; UBCS needs neither. States are in [2^31, 2^63).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from ...benches import photo_flow
+from .integer_flow import OCTAVE
 from .ubcs import MAX_RADIX, UBCS, U, _divide, kernel, mask32, u0, u1, u32
 
 u24, u31, mask24 = U(24), U(31), U((1 << 24) - 1)
@@ -97,6 +102,58 @@ class WholeBits(UBCS):
 
     def pop_many(self, radices, n=None):
         return super().pop_many(2 ** np.ceil(np.log2(radices)).astype(np.int64), n)
+
+
+class Rounded:
+    """What a float flow does instead: multiply, round, forget the remainder. Its inverse is inexact wherever the scale is below one."""
+
+    @staticmethod
+    def forward(stream, x, numerator, divisor):
+        return np.rint(x * (numerator / divisor)).astype(np.int64)
+
+    @staticmethod
+    def inverse(stream, z, numerator, divisor):
+        return np.rint(z * (divisor / numerator)).astype(np.int64)
+
+
+class FloatNet:
+    """The same network in float32, rounded at the end: what sums come out then depends on the order of their terms, hence on the machine."""
+
+    def __init__(self, net: photo_flow.ContextNet):
+        self.net = net
+
+    @torch.no_grad()
+    def __call__(self, pixels):
+        shift, octave = self.net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+        return tuple((part.permute(0, 2, 3, 1) * scale).round().long().numpy() for part, scale in ((shift, 2.0**16), (octave, OCTAVE)))
+
+
+def unpredicted(flow: photo_flow.PhotoFlow) -> None:
+    """Couplings predict zero, at one scale for all."""
+    for module in flow.modules():
+        if isinstance(module, photo_flow.ContextNet):
+            torch.nn.init.zeros_(module.linear.weight)
+            torch.nn.init.zeros_(module.last.weight)
+            torch.nn.init.zeros_(module.last.bias)
+
+
+def unmixed(flow: photo_flow.PhotoFlow) -> None:
+    """The 1×1 convolutions only permute."""
+    for level in (flow.fine, flow.coarse):
+        for parameter in level.mix.parameters():
+            torch.nn.init.zeros_(parameter)
+
+
+def one_logistic(flow: photo_flow.PhotoFlow) -> None:
+    """Each mixture becomes the one logistic of its mean and spread."""
+    for module in flow.modules():
+        if isinstance(module, photo_flow.MixtureCDF):
+            weight, spread = module.weight.softmax(-1), math.pi**2 / 3 * (2 * module.log_scale).exp()
+            mean = (weight * module.mean).sum(-1, keepdim=True)
+            variance = (weight * (spread + module.mean**2)).sum(-1, keepdim=True) - mean**2
+            module.mean.data = mean.expand_as(weight).clone()
+            module.log_scale.data = (0.5 * (variance * 3 / math.pi**2).log()).expand_as(weight).clone()
+            module.freeze()
 
 
 def race(n: int = 200_000, lanes: int = 8, seed: int = 0) -> dict[str, Callable[[], None]]:
