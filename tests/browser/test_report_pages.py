@@ -45,7 +45,7 @@ def visit(chromium, pages):
 
 
 def _data(page, chart, path):
-    return page.evaluate(f"JSON.stringify(document.querySelector('figure.{chart} .plotly')._fullData{path})")
+    return page.evaluate(f"JSON.stringify(document.querySelector('figure.{chart} .js-plotly-plot')._fullData{path})")
 
 
 def _open(page):
@@ -80,10 +80,10 @@ def test_keyboard_alone_moves_figure_picture_and_numbers(visit, name):
     page.focus("#knob-0")
     before = _data(page, "curve", ".at(-1).x"), _data(page, "picture", "[0].z"), page.inner_text(".readout"), page.inner_text(".state code")
     assert "removed=0.5" in before[3]
-    for _ in range(2):
-        page.evaluate("window.redrawn = new Promise((done) => document.querySelector('.explorer').addEventListener('redrawn', done, { once: true }))")
+    page.evaluate("{ window.redrawn = 0; document.querySelector('.explorer').addEventListener('redrawn', () => { window.redrawn += 1; }); }")
+    for i in range(2):
         page.keyboard.press("ArrowRight")
-        page.evaluate("window.redrawn")
+        page.wait_for_function(f"window.redrawn > {i}")
     after = _data(page, "curve", ".at(-1).x"), _data(page, "picture", "[0].z"), page.inner_text(".readout"), page.inner_text(".state code")
     assert all(a != b for a, b in zip(before, after, strict=True))
     assert "removed=0.7" in after[3] and after[0].count("30") == 4, "four contenders stand at cost 30 where 0.7 is removed"
