@@ -38,7 +38,9 @@ class Entry:
 
     def study(self) -> Study:
         """The paper's study (imports its module)."""
-        if not self.module or self.kind == "classic":
+        if self.kind == "classic":
+            raise StudyError(f"{self.name} is a classic: it races in the studies of {self.family} and has none of its own")
+        if not self.module:
             raise StudyError(f"{self.arxiv} ({self.title}) is not implemented yet; implemented: {', '.join(e.name for e in implemented())}")
         return importlib.import_module(self.module).STUDY
 
