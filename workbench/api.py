@@ -16,7 +16,7 @@ from .core import registry
 from .core.measurements import Measurements
 from .core.study import Contender, Study, StudyError
 
-SECTIONS = ("lesson", "picture", "numbers", "code", "parts", "exercise", "solution", "claims")
+SECTIONS = ("lesson", "picture", "history", "numbers", "code", "parts", "exercise", "solution", "claims")
 
 
 def papers(family: str | None = None) -> pd.DataFrame:
@@ -134,14 +134,14 @@ def lesson(paper: str | Study) -> str:
 def show(paper: str | Study | Measurements, *sections: str) -> None:
     """Shows sections of a paper's page (default: lesson, picture, claims): as rich output in a notebook, elsewhere as text.
 
-    ``lesson``, ``picture`` (curve, picture and comparison at the default setting), ``numbers``, ``code`` (of the method), ``parts`` (what builds and
+    ``lesson``, ``picture`` (curve, picture and comparison at the default setting), ``history`` (what the contenders recorded on the way), ``numbers``, ``code`` (of the method), ``parts`` (what builds and
     what proves each part of the paper), ``exercise``, ``solution``, ``claims``.
     """
     from IPython import get_ipython
     from IPython.display import HTML, Code, Markdown, display
 
     from .core import figures
-    from .core.explorer import STYLE, Explorer, claims_table
+    from .core.explorer import STYLE, Explorer, claims_table, plain
 
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
@@ -153,11 +153,15 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
     for section in sections or ("lesson", "picture", "claims"):
         if not rich:
             print({"lesson": lambda: lesson(m.study), "picture": lambda: figures.describe(m), "numbers": lambda: figures.table(m).to_string(),
+                   "history": lambda: ", ".join(sorted({name for stored in m.points for name in stored.result.series})),
                    "code": lambda: source, "parts": lambda: _parts(m.study).to_string(), "solution": lambda: task.solution,
                    "exercise": lambda: "\n".join([task.question, task.stub, *task.hints]),
                    "claims": lambda: "\n".join(f"{v.status:>15}  {v.text}" for v in page.judged())}[section](), end="\n\n")
         elif section == "picture":
             page.display_static(claims=False)
+        elif section == "history":
+            for series in sorted({name for stored in m.points for name in stored.result.series}):
+                display(plain(figures.history(m, series)), raw=True)
         elif section in ("code", "solution"):
             display(Code(source if section == "code" else task.solution, language="python"))
         else:

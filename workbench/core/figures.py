@@ -236,6 +236,23 @@ def curve(m: Measurements, current: Mapping[str, float] | None = None, contender
     return neutral(figure)
 
 
+def history(m: Measurements, series: str, contenders: Sequence[str] | None = None, current: Mapping[str, float] | None = None) -> go.Figure:
+    """A series (reward per episode, loss per step) at the ``current`` knob values: the running mean of the replicas bold, each replica faint."""
+    groups, styles, figure = _groups(m, "embedded"), palette(m.study), go.Figure()
+    for name in shown(m.study, contenders):
+        found = [np.asarray(stored.result.series[series], float) for stored in groups.get(_at(m.study, name, current or {}), [])
+                 if series in stored.result.series]
+        for values in found:
+            figure.add_scatter(y=values, mode="lines", line={"color": styles[name].faded(0.25), "width": 1}, showlegend=False, hoverinfo="skip")
+        if found:
+            mean = pd.DataFrame(found).mean().rolling(10, min_periods=1, center=True).mean()
+            figure.add_scatter(y=mean, mode="lines", name=name, line={"color": styles[name].color, "dash": styles[name].dash, "width": 3})
+    if not figure.data:
+        figure.add_annotation(text=f"no series {series!r} is stored at this setting", showarrow=False, xref="paper", yref="paper", x=.5, y=.5)
+    figure.update_layout(xaxis_title="step", yaxis_title=series)
+    return neutral(figure)
+
+
 def _hover(study: Study, point: Mapping, x: str, y: str, knob: str) -> str:
     lines = [f"<b>{point['contender']}</b> ({point['role']})"]
     if not np.isnan(point[knob]):
