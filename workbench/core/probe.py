@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -73,14 +74,18 @@ def _machine(exclusive: bool, timeout: float) -> Iterator[None]:
     with contextlib.suppress(OSError):  # another user may have made it
         path.touch(0o666)
     with open(path) as handle:
-        end = time.monotonic() + timeout
+        start, said = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > end:
+                waited = time.monotonic() - start
+                if waited > timeout:
                     raise TimeoutError(f"other work has kept this machine busy for {timeout:g} s; timing beside it would mean nothing") from None
+                if waited > 2 and not said:
+                    print("waiting for " + ("the sweeps" if exclusive else "a timing") + " on this machine to end", file=sys.stderr)
+                    said = True
                 time.sleep(0.05)
         yield
 
