@@ -57,7 +57,7 @@ def browse(family: str, *without: str) -> None:
     """The live papers of a family (but ``without`` these) behind one selector; without a kernel, one after the other."""
     from IPython.display import HTML, display
 
-    from .core.explorer import static
+    from .core.readout import static
 
     entries = [entry for entry in registry.select(family) if not {entry.name, entry.arxiv} & set(without)]
     if static() or not entries:
@@ -114,11 +114,11 @@ def not_raced(family: str, track: str) -> pd.DataFrame:
 def ledger(what: str) -> pd.DataFrame:
     """Every claim of a paper, a family or ``all``, judged from the stored points, failures first: ``paper, claim, status, measured, low, high, margin,
     evidence, broken by, likely reason``. (``workbench check`` also runs the checks, and with ``--fresh`` measures everything anew.)"""
-    from .core.explorer import Explorer
+    from .core.readout import Readout
 
     rows = []
     for entry in registry.select(what):
-        for v in Explorer(measurements(entry.arxiv), stored_only=True).judged():
+        for v in Readout(measurements(entry.arxiv)).judged():
             low, high = v.interval or (None, None)
             rows.append((entry.name, v.text, v.status, v.measured, low, high, v.margin, v.evidence, ", ".join(v.broken_by), v.note))
     columns = ["paper", "claim", "status", "measured", "low", "high", "margin", "evidence", "broken by", "likely reason"]
@@ -140,8 +140,8 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
     from IPython import get_ipython
     from IPython.display import HTML, Code, Markdown, display
 
-    from .core import figures
-    from .core.explorer import STYLE, Explorer, claims_table, plain
+    from .core import figures, summary
+    from .core.readout import STYLE, Readout, claims_table, plain
 
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
@@ -149,10 +149,10 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
     m = measurements(paper)
     task, source = m.study.exercise, inspect.getsource(type(m.study.method)) if m.study.method is not None else ""
     hints = "".join(f"<details><summary>Hint {i}</summary>{hint}</details>\n" for i, hint in enumerate(task.hints, 1))
-    page, rich = Explorer(m, predict=False, stored_only=True), get_ipython() is not None
+    page, rich = Readout(m), get_ipython() is not None
     for section in sections or ("lesson", "picture", "claims"):
         if not rich:
-            print({"lesson": lambda: lesson(m.study), "picture": lambda: figures.describe(m), "numbers": lambda: figures.table(m).to_string(),
+            print({"lesson": lambda: lesson(m.study), "picture": lambda: figures.describe(m), "numbers": lambda: summary.table(m).to_string(),
                    "history": lambda: ", ".join(sorted({name for stored in m.points for name in stored.result.series})),
                    "code": lambda: source, "parts": lambda: _parts(m.study).to_string(), "solution": lambda: task.solution,
                    "exercise": lambda: "\n".join([task.question, task.stub, *task.hints]),
@@ -165,7 +165,7 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
         elif section in ("code", "solution"):
             display(Code(source if section == "code" else task.solution, language="python"))
         else:
-            display({"lesson": lambda: Markdown(lesson(m.study)), "numbers": lambda: figures.table(m), "parts": lambda: _parts(m.study),
+            display({"lesson": lambda: Markdown(lesson(m.study)), "numbers": lambda: summary.table(m), "parts": lambda: _parts(m.study),
                      "exercise": lambda: Markdown(f"{task.question}\n\n```python\n{task.stub}```\n\n{hints}"),
                      "claims": lambda: HTML(f"{STYLE}<div class='wb'>{claims_table(page.judged())}</div>")}[section]())
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 import toy
 
-from workbench.core import figures
+from workbench.core import figures, summary
 from workbench.core.study import StudyError
 
 
@@ -17,7 +17,7 @@ def m():
 
 
 def test_table_is_the_mean_over_replicas_of_means_over_seeds(m):
-    rows = figures.table(m)
+    rows = summary.table(m)
     frame = m.frame
     mine = frame[(frame.contender == "Ours") & np.isclose(frame.removed, .3) & (frame.rounding == 1)]
     row = rows[(rows.contender == "Ours") & np.isclose(rows.removed, .3)].iloc[0]
@@ -27,14 +27,14 @@ def test_table_is_the_mean_over_replicas_of_means_over_seeds(m):
 
 
 def test_other_knobs_stay_at_their_defaults(m):
-    rows = figures.table(m, knob="rounding")
+    rows = summary.table(m, knob="rounding")
     ours = rows[rows.contender == "Ours"]
     assert list(ours.rounding) == [1, 4, 8] and set(ours.removed) == {.5}
     assert len(rows[rows.contender == "Plain"]) == 1, "a contender without the knob is one reference point"
 
 
 def test_curve_draws_the_table(m):
-    rows = figures.table(m)
+    rows = summary.table(m)
     figure = figures.curve(m, {"removed": .7})
     for name in m.study.contenders:
         trace = next(trace for trace in figure.data if trace.name == name)
@@ -47,10 +47,10 @@ def test_curve_draws_the_table(m):
 def test_intervals_are_drawn_as_band_or_bars(m):
     figure = figures.curve(m)
     band = next(trace for trace in figure.data if trace.fill == "toself")
-    rows = figures.table(m, contenders=["Ours"])
+    rows = summary.table(m, contenders=["Ours"])
     assert np.allclose(sorted(band.y), sorted([*rows.low, *rows.high]))
     bars = next(trace for trace in figure.data if trace.name == "Steep").error_y
-    steep = figures.table(m, contenders=["Steep"])
+    steep = summary.table(m, contenders=["Steep"])
     assert np.allclose(bars.array, steep.high - steep.quality)
 
 
@@ -68,13 +68,13 @@ def test_other_axes_and_contenders(m):
     with pytest.raises(StudyError, match="no contender 'Nobody'; it has Ours, Steep"):
         figures.curve(m, contenders=["Nobody"])
     with pytest.raises(StudyError, match="y is 'speed'; toy measures cost, quality, bytes"):
-        figures.table(m, y="speed")
+        summary.table(m, y="speed")
     with pytest.raises(StudyError, match="no knob 'volume'"):
-        figures.table(m, knob="volume")
+        summary.table(m, knob="volume")
 
 
 def test_versus_compares_at_equal_cost_paired_over_replicas(m):
-    rows = figures.versus(m, {"removed": .55 - .05}).set_index("contender")
+    rows = summary.versus(m, {"removed": .55 - .05}).set_index("contender")
     # Plain costs the same at the same knob, without the bonus of the second seed (+.25 on average): 90 − 20·.5 + .25 against 90 − 40·.5
     assert rows.difference["Plain"] == pytest.approx(10.25)
     assert rows.low["Plain"] == pytest.approx(rows.high["Plain"]), "the replicas' luck cancels in pairs"
@@ -84,9 +84,9 @@ def test_versus_compares_at_equal_cost_paired_over_replicas(m):
 
 
 def test_equivalents_are_the_metrics_of_the_point(m):
-    found = figures.equivalents(m, {"removed": .3})
+    found = summary.equivalents(m, {"removed": .3})
     assert found == pytest.approx({"cost": 70, "quality": 90 - 6 + 1 + .25 - .1, "bytes": 70_000})
-    assert figures.equivalents(m, {"removed": .123}) == {}
+    assert summary.equivalents(m, {"removed": .123}) == {}
 
 
 def test_words_come_from_the_numbers(m):

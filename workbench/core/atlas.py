@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from . import registry
-from .explorer import STYLE, static
+from .readout import STYLE, static
 from .registry import Entry
 
 HEAD = "<table><tr><th scope='col'>id</th><th scope='col'>title</th><th scope='col'>family</th><th scope='col'>year</th><th scope='col'>here</th></tr>"

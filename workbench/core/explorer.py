@@ -3,13 +3,11 @@
     slider ──► state ──┬─ stored point ──► rings, picture, table: patched in place at once
                        └─ not stored ────► `live.Live`: measured in worker processes, the latest value wins
 
-Under ``WORKBENCH_STATIC=1`` (notebooks executed for publishing) it shows the same content without widgets, as plain plotly and HTML.
+What it shows is a `readout.Readout`; here are the widgets and the measuring between grid points.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,29 +16,11 @@ from html import escape
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
-from plotly.utils import PlotlyJSONEncoder
 
-from . import figures, live
-from .claims import Verdict, judge
+from . import figures, live, summary
 from .measurements import Measurements, Stored
+from .readout import STYLE, Readout, claims_table, static
 from .slider import GridSlider
-from .study import Study, StudyError
-
-STYLE = """<style>.wb table{border-collapse:collapse;font-size:13px}.wb table caption{text-align:left}
-.wb table td,.wb table th{padding:2px 10px;text-align:left;line-height:1.4;border-bottom:1px solid rgba(128,128,128,.3)}
-.wb table td.n{text-align:right;font-variant-numeric:tabular-nums}.wb p{margin:4px 0}.wb summary{cursor:pointer}</style>"""
-MARKS = {"holds": "✔", "green": "✔", "not reproduced": "✘", "red": "✘", "undecided": "?", "needs hardware": "–"}
-
-
-def static() -> bool:
-    """Whether output must stay small and work without a kernel."""
-    return os.environ.get("WORKBENCH_STATIC", "") not in ("", "0")
-
-
-def plain(figure: go.Figure) -> dict:
-    """A figure as a mime bundle that holds the plotly figure alone (0.05 MB instead of the 5 MB of a figure with its own script)."""
-    content = json.loads(json.dumps(figure.to_plotly_json(), cls=PlotlyJSONEncoder))  # plain lists, null for what is not a number
-    return {"application/vnd.plotly.v1+json": {**content, "config": {"responsive": True, "displaylogo": False}}}
 
 
 def patch(widget: go.FigureWidget, figure: go.Figure) -> None:
@@ -66,25 +46,7 @@ def _equal(a, b) -> bool:
     return a == b
 
 
-def html_table(headers: Sequence[str], rows: Sequence[Sequence], caption: str) -> str:
-    """A table as HTML; numbers are set right."""
-    cells = "".join("<tr>" + "".join(f'<td class="n">{c}</td>' if isinstance(c, float | int) or str(c)[:1] in "+−" else f"<td>{escape(str(c))}</td>"
-                                     for c in row) + "</tr>" for row in rows)
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headers)
-    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{cells}</table>"
-
-
-def claims_table(verdicts: Sequence[Verdict]) -> str:
-    """The ledger as HTML, in the order given: status, text, what was measured with its interval, the margin, what breaks it."""
-    def value(number) -> str:
-        return f"{number:.3g}" if isinstance(number, float) else "" if number is None else str(number)
-
-    rows = [(f"{MARKS[v.status]} {v.status}", v.text, value(v.measured) + (f" ({value(v.interval[0])} … {value(v.interval[1])})" if v.interval else ""),
-             value(v.margin), v.evidence, ", ".join(v.broken_by), v.note) for v in verdicts]
-    return html_table(("status", "claim", "measured (90 % interval)", "margin", "evidence", "broken by", "likely reason"), rows, "Claims, failures first")
-
-
-class Explorer:
+class Explorer(Readout):
     """One paper's explorer; display it as the last value of a cell.
 
     ``m``: its stored points. ``contenders``: those shown at first (default: all but the ablations). ``predict``: the results stay hidden until a guess is
@@ -92,63 +54,11 @@ class Explorer:
     """
 
     def __init__(self, m: Measurements, contenders: Sequence[str] | None = None, predict: bool = True, stored_only: bool | None = None, **knobs: float):
-        self.study: Study = m.study
-        self.shown = figures.shown(self.study, contenders)
+        super().__init__(m, contenders, **knobs)
         self.stored_only = live.jobs() == 0 if stored_only is None else stored_only
-        self.state = {knob.name: knob.default for knob in self.study.knobs}
-        for name, value in knobs.items():
-            knob = self.study.knob(name)
-            if not knob.grid[0] <= value <= knob.grid[-1]:
-                raise StudyError(f"{name} must be from {knob.grid[0]:g} to {knob.grid[-1]:g}, not {value!r}")
-            self.state[name] = value
-        self.stored, self.m = m, m
-        self.x, self.y, self.over = self.study.track.cost, self.study.track.quality, self.study.knobs[0].name
-        self.revealed, self.guessed = not predict, None
-        self.verdicts: list[Verdict] = []
+        self.revealed = not predict
         self.live = live.Live(self.study, self._arrived, self._ended)
         self._lock, self._quiet, self._box, self._seen = threading.RLock(), False, None, {}
-
-    # --- what is shown, without widgets -----------------------------------------------------------------------------------------------------------
-
-    def line(self, state: dict | None = None) -> str:
-        """This state (or another) as one line of code."""
-        knobs = [f"{name}={value:g}" for name, value in (state or self.state).items() if value != self.study.knob(name).default]
-        some = [f"contenders={self.shown!r}"] if self.shown != figures.shown(self.study) else []
-        return f'explore({", ".join([repr(self.study.name).replace(chr(39), chr(34)), *knobs, *some])})'
-
-    def reading(self, state: dict | None = None) -> str:
-        """The knob's equivalents: what the subject's point comes to in every metric."""
-        found = figures.equivalents(self.m, state or self.state)
-        if not found:
-            return f"{self.m.subject}: not measured at this setting"
-        parts = [f"{figures.label(self.study, name)} <b>{figures.number(self.study, name, value)}</b>" for name, value in found.items()]
-        return f"<b>{escape(self.m.subject)}</b>: " + " · ".join(parts)
-
-    def here(self, state: dict | None = None) -> str:
-        """The shown contenders against the subject at equal cost, as HTML."""
-        rows = figures.versus(self.m, state or self.state, self.shown, self.over)
-        quality = figures.label(self.study, self.study.track.quality)
-        signed = [(row.contender, row.role, f"{row.difference:+.1f}".replace("-", "−") if row.replicas else "",
-                   f"{row.low:.1f} … {row.high:.1f}" if row.replicas > 1 else "", row.verdict) for row in rows.itertuples()]
-        return html_table(("against", "role", f"difference in {quality}", "90 % interval", f"{self.m.subject} is"), signed,
-                          "At this cost (rivals' curves read between their measured points, paired over replicas)")
-
-    def words(self, state: dict | None = None) -> str:
-        """The curve in words, written from its numbers, as HTML."""
-        return f"<p>{escape(figures.describe(self.m, state or self.state, self.shown, self.x, self.y, self.over, self._rows))}</p>"
-
-    def numbers(self) -> str:
-        """The table behind the curve, as HTML."""
-        table = self._rows.round(2).to_html(index=False, border=0, na_rep="")
-        return f"<details><summary>The numbers behind the chart</summary>{table}</details>"
-
-    def judged(self) -> list[Verdict]:
-        """The verdicts on the paper's claims, failures first (from the stored points of the design; a live point does not change a verdict)."""
-        order = ["not reproduced", "undecided", "needs hardware", "holds"]
-        self.verdicts = sorted((judge(self.study, claim, self.stored) for claim in self.study.claims), key=lambda v: order.index(v.status))
-        return self.verdicts
-
-    # --- static ---------------------------------------------------------------------------------------------------------------------------------
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -157,21 +67,6 @@ class Explorer:
             self.display_static()
         else:
             display(self.widget)
-
-    def display_static(self, claims: bool = True) -> None:
-        """The same content without widgets: plain plotly, HTML."""
-        from IPython.display import HTML, display
-
-        self._rows = figures.table(self.m, self.x, self.y, self.shown, self.over)
-        display(HTML(f"{STYLE}<div class='wb'><p><code>{escape(self.line())}</code></p><p>{self.reading()}</p></div>"))
-        display(plain(figures.curve(self.m, self.state, self.shown, self.x, self.y, self.over, self._rows)), raw=True)
-        drawn = figures.picture(self.m, self.state)
-        if drawn is not None:
-            display(HTML(drawn)) if isinstance(drawn, str) else display(plain(drawn), raw=True)
-        ledger = claims_table(self.judged()) if claims else ""
-        display(HTML(f"<div class='wb'>{self.words()}{self.numbers()}{self.here()}{ledger}</div>"))
-
-    # --- widgets --------------------------------------------------------------------------------------------------------------------------------
 
     @property
     def widget(self) -> widgets.Widget:
@@ -187,7 +82,7 @@ class Explorer:
         wide, plain_style = widgets.Layout(width="100%"), {"description_width": "initial"}
         self.sliders, self.exact = {}, {}
         for knob in self.study.knobs:
-            words = figures.label(self.study, knob.name)
+            words = summary.label(self.study, knob.name)
             self.sliders[knob.name] = GridSlider(knob.grid, self._nearest(knob.name), words, layout=widgets.Layout(width="62%"))
             whole = all(isinstance(v, int) for v in knob.grid)
             box = widgets.BoundedIntText if whole else widgets.BoundedFloatText
@@ -200,8 +95,8 @@ class Explorer:
                         for name, c in self.study.field.items()}
         for toggle in self.toggles.values():
             toggle.observe(self._toggled, "value")
-        metrics = [(figures.label(self.study, name), name) for name in self.study.track.metrics]
-        knobs = [(figures.label(self.study, knob.name), knob.name) for knob in self.study.knobs]
+        metrics = [(summary.label(self.study, name), name) for name in self.study.track.metrics]
+        knobs = [(summary.label(self.study, knob.name), knob.name) for knob in self.study.knobs]
         self.axes = {"x": widgets.Dropdown(options=metrics + knobs, value=self.x, description="across", style=plain_style),
                      "y": widgets.Dropdown(options=metrics, value=self.y, description="up", style=plain_style),
                      "over": widgets.Dropdown(options=knobs, value=self.over, description="curve over", style=plain_style)}
@@ -218,7 +113,7 @@ class Explorer:
         self.measure = widgets.Button(description="Measure the quick profile", layout=widgets.Layout(width="220px"), disabled=self.stored_only)
         self.measure.on_click(lambda _: self._start(self.study.points("quick")))
         self.measure.layout.display = "none" if self.m.points else ""
-        self.guess = widgets.FloatText(description=f"Your guess: {figures.label(self.study, self.y)} of {self.m.subject} at this setting",
+        self.guess = widgets.FloatText(description=f"Your guess: {summary.label(self.study, self.y)} of {self.m.subject} at this setting",
                                        style=plain_style, layout=widgets.Layout(width="60%"))
         self.reveal = widgets.Button(description="Show", button_style="primary", layout=widgets.Layout(width="80px"))
         self.reveal.on_click(lambda _: self.predict(self.guess.value))
@@ -256,10 +151,9 @@ class Explorer:
 
     def predict(self, guess: float) -> None:
         """Takes the guess, shows the results and says how far off it was."""
-        found = figures.equivalents(self.m, self.state).get(self.y)
-        unit = figures.label(self.study, self.y)
-        self.guessed = (self.state[self.over], guess)
-        said = f"You guessed {guess:g}" + (f"; measured: {figures.number(self.study, self.y, found)} ({unit}), off by {abs(found - guess):.3g}."
+        found = summary.equivalents(self.m, self.state).get(self.y)
+        unit = summary.label(self.study, self.y)
+        said = f"You guessed {guess:g}" + (f"; measured: {summary.number(self.study, self.y, found)} ({unit}), off by {abs(found - guess):.3g}."
                                            if found is not None else ".")
         self._show(said)
         self._hide(False)
@@ -283,7 +177,7 @@ class Explorer:
 
     def _redraw(self) -> None:
         """The whole view: the curve, its table, and what depends on the current point."""
-        self._rows = figures.table(self.stored, self.x, self.y, self.shown, self.over)
+        self._rows = summary.table(self.stored, self.x, self.y, self.shown, self.over)
         patch(self.curve, figures.curve(self.m, self.state, self.shown, self.x, self.y, self.over, self._rows))
         self.numbers_.value = self.numbers()
         self._refresh()
@@ -306,7 +200,7 @@ class Explorer:
     def _snapshot(self, state: dict, seen: dict) -> tuple:
         key = tuple(state.values())
         if key not in seen:
-            marks, drawn = figures.marks(self.m, state, self.shown, self.x, self.y), figures.picture(self.m, state)
+            marks, drawn = summary.marks(self.m, state, self.shown, self.x, self.y), figures.picture(self.m, state)
             seen[key] = (marks[self.x].to_numpy(), marks[self.y].to_numpy(), drawn, self.reading(state), self.here(state), self.words(state),
                          self.line(state))
         return seen[key]
