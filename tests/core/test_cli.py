@@ -211,3 +211,14 @@ def test_pins_cover_the_ranges():
 def test_progress_and_tables_survive_a_closed_pipe():
     run = subprocess.run(f"{sys.executable} -m workbench papers --json | head -2", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.startswith("[") and "Traceback" not in run.stderr and "BrokenPipe" not in run.stderr
+
+
+def test_lab_is_local_and_private(monkeypatch):
+    """Localhost alone, kernels on local sockets, the token left on; tests/browser starts the real one."""
+    started = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, command: started.append(command) or 0)
+    monkeypatch.setattr(cli.os, "chdir", lambda folder: None)
+    cli.main(["lab", "--", "--no-browser"])
+    command, = started
+    assert command[:3] == [sys.executable, "-m", "jupyterlab"] and command[-2:] == ["--no-browser", "notebooks/00_atlas.ipynb"]
+    assert {"--ServerApp.ip=127.0.0.1", "--KernelManager.transport=ipc"} <= set(command) and not [o for o in command if "token" in o.lower()]

@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -207,10 +206,11 @@ def data(arguments) -> int:
 
 def lab(arguments) -> int:
     """JupyterLab at the atlas: on localhost alone, behind a token, kernels over local sockets rather than ports."""
-    command = [sys.executable, "-m", "jupyter", "lab", "--ServerApp.ip=127.0.0.1", "--ServerApp.allow_remote_access=False",
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", "--ServerApp.allow_remote_access=False",
                *([] if os.name == "nt" else ["--KernelManager.transport=ipc"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
                *arguments.options, "notebooks/00_atlas.ipynb"]
-    return subprocess.run(command, check=False, cwd=ROOT.parent).returncode
+    os.chdir(ROOT.parent)
+    os.execv(sys.executable, command)  # it takes this process's place, so that whatever ends the command ends the server
 
 
 # ------------------------------------------------------------------------------------------------------------------------ printing
