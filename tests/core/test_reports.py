@@ -35,6 +35,11 @@ def test_lesson_headings_are_lowered_and_linkable():
     assert '<h3 id="two-words">Two words</h3>' in render.markdown("# Two words", 2)
 
 
+def test_links_between_notebooks_lead_to_pages():
+    assert 'href="05_codecs.html#part"' in render.markdown("[codecs](05_codecs.ipynb#part)")
+    assert 'href="https://example.org/a.ipynb"' in render.markdown("[elsewhere](https://example.org/a.ipynb)")
+
+
 @pytest.mark.parametrize("text", [
     '<img src="https://example.org/x.png">', "![x](https://example.org/x.png)", '<script src="https://example.org/x.js"></script>',
     '<link rel="stylesheet" href="https://example.org/x.css">', '<iframe src="//example.org"></iframe>',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,27 +16,26 @@ ORDER = ("red", "not reproduced", "undecided", "needs hardware", "holds", "green
 
 
 def index(state: Mapping[str, Mapping], folder: Path) -> str:
-    """The page as HTML from what the other pages say (`state`) and the slider data of the first stop of the path that has a page in ``folder``."""
+    """The page as HTML from what the other pages say (`state`) and the slider of the first stop of the path that slides."""
     entries = registry.catalogue()
     by_id = {entry.arxiv: entry for entry in entries}
     with open(registry.ROOT / "start.csv", encoding="utf8", newline="") as handle:
         stops = [(by_id[row["arxiv"]], row["question"]) for row in csv.DictReader(handle)]
     pages = {page.removeprefix("papers/").removesuffix(".html"): said for page, said in state.items()
              if page.startswith("papers/") and (folder / page).exists()}
-    told = [said for said in pages.values() if "verdicts" in said]
     ledger = sorted(({**verdict, "id": name, "paper": by_id[name].name or name} for name, said in pages.items() for verdict in said.get("verdicts", ())),
                     key=lambda v: ORDER.index(v["status"]))
-    featured = next((entry for entry, _ in [*stops, *((e, "") for e in entries)] if "verdicts" in pages.get(entry.arxiv, ())), None)
+    shown = {entry.arxiv: _payload(folder, entry) for entry, _ in stops if "verdicts" in pages.get(entry.arxiv, ())}
+    sliding = [name for name, text in shown.items() if any(len(knob["grid"]) >= 9 for knob in json.loads(text)["knobs"])]
+    featured = by_id[(sliding or [*shown])[0]] if shown else None
     return render.page(
         "index.html", root="", entries=entries, pages=pages, stops=stops, ledger=ledger, families=registry.families(), featured=featured,
-        payload=_payload(folder, featured), counts=Counter(v["status"] for v in ledger), told=told, sizes=Counter(e.family for e in entries if e.kind == "paper"),
+        payload=shown[featured.arxiv] if featured else "", counts=Counter(v["status"] for v in ledger), sizes=Counter(e.family for e in entries if e.kind == "paper"),
         done=Counter(e.family for e in entries if e.implemented and e.kind == "paper"),
         notebooks={page: said for page, said in state.items() if "/" not in page and (folder / page).exists()})
 
 
-def _payload(folder: Path, featured: registry.Entry | None) -> str:
+def _payload(folder: Path, entry: registry.Entry) -> str:
     """The slider data of a paper, taken from its page."""
-    if featured is None:
-        return ""
-    text = (folder / "papers" / f"{featured.arxiv}.html").read_text(encoding="utf8")
+    text = (folder / "papers" / f"{entry.arxiv}.html").read_text(encoding="utf8")
     return re.search(r'<script type="application/json" id="study">(.*?)</script>', text, re.DOTALL).group(1)

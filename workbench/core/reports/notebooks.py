@@ -70,7 +70,7 @@ def _local_kernel(folder: Path) -> type:
             path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[3]), environment.get("PYTHONPATH", "")]))
             said = os.open(folder / "kernel.log", os.O_WRONLY | os.O_CREAT)
             return await super()._async_pre_start_kernel(
-                env={**environment, "WORKBENCH_STATIC": "1", "PYTHONPATH": path}, stdout=said, stderr=said, **options)
+                env={"OMP_NUM_THREADS": "1", **environment, "WORKBENCH_STATIC": "1", "PYTHONPATH": path}, stdout=said, stderr=said, **options)
 
         pre_start_kernel = _async_pre_start_kernel
 

@@ -64,6 +64,9 @@ class _Html(mistune.HTMLRenderer):
     def block_code(self, code_text: str, info: str | None = None) -> str:
         return code(code_text, (info or "text").split()[0])
 
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, url if REMOTE.match(url) else re.sub(r"\.ipynb(?=$|#)", ".html", url), title)
+
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return super().link(text or url, url, title) if REMOTE.match(url) else super().image(text, url, title)
 

@@ -124,9 +124,9 @@
         workbench.refresh(node.parentElement);
       },
       prepare(keys) {
-        const waiting = keys.filter((key) => !kept.has(key)).slice(0, 80), idle = window.requestIdleCallback || ((later) => setTimeout(later, 50));
-        const next = () => { if (waiting.length) { draw(waiting.shift()); idle(next); } else root.dataset.ready = "yes"; };
-        idle(next);
+        const waiting = keys.filter((key) => !kept.has(key)).slice(0, 80);
+        const next = () => { if (waiting.length) { draw(waiting.shift()); workbench.idle(next); } else root.dataset.ready = "yes"; };
+        workbench.idle(next);
       },
     };
   }

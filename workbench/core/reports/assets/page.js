@@ -78,12 +78,15 @@ workbench.draw = (figure) => {
   });
 };
 
-// A chart is drawn when it comes near the window, so that a page with thirty of them opens at once.
-const near = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); workbench.draw(entry.target); }
-}, { rootMargin: "600px" });
-for (const figure of document.querySelectorAll("figure.plot")) near.observe(figure);
-addEventListener("beforeprint", () => document.querySelectorAll("figure.plot").forEach((figure) => figure.querySelector(".js-plotly-plot") || workbench.draw(figure)));
+// Charts near the window are drawn first, the others in idle time, so that a page with thirty of them opens at once.
+const undrawn = new Set(document.querySelectorAll("figure.plot"));
+const drawOnce = (figure) => undrawn.delete(figure) && workbench.draw(figure);
+const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawOnce(entry.target)), { rootMargin: "600px" });
+undrawn.forEach((figure) => near.observe(figure));
+workbench.idle = window.requestIdleCallback || ((later) => setTimeout(later, 50));
+const rest = () => { for (const figure of undrawn) { drawOnce(figure); return workbench.idle(rest); } };
+addEventListener("load", () => workbench.idle(rest));
+addEventListener("beforeprint", () => undrawn.forEach(drawOnce));
 
 // Filters of the index: every word must occur in a row's text; a status must be the row's.
 function filter(input, rows, keeps) {
@@ -100,7 +103,7 @@ function filter(input, rows, keeps) {
 }
 const text = new Map();
 const words = (row) => text.get(row) || text.set(row, row.textContent.toLowerCase()).get(row);
-const search = document.getElementById("search");
+const search = document.querySelector("input#search");
 const searched = filter(search, [...document.querySelectorAll("#paper-rows tbody tr")], (row, value) => value.toLowerCase().split(/\s+/).every((word) => words(row).includes(word)));
-filter(document.getElementById("status"), [...document.querySelectorAll("#ledger-rows tbody tr")], (row, value) => !value || row.dataset.status === value);
+filter(document.querySelector("select#status"), [...document.querySelectorAll("#ledger-rows tbody tr")], (row, value) => !value || row.dataset.status === value);
 for (const link of document.querySelectorAll("[data-search]")) link.addEventListener("click", () => { search.value = link.dataset.search; searched(); });
