@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,10 @@ def cpu_name() -> str:
 
 
 def write(study: Study, m: Measurements, verdicts: list) -> Path:
-    """Writes the golden file: one point a line, sorted, with the claims' verdicts of that run."""
-    stored = sorted(m.points, key=lambda s: (s.point.tier, s.point.contender, s.point.knobs, s.point.replica, s.point.seed))
+    """Writes the golden file: one point a line, sorted, with the claims' verdicts of that run. Pictures show the first replica and seed, so the exhibits
+    of the others are left out: a reviewable text, not an archive."""
+    lean = [item if (item.point.replica, item.point.seed) == (0, 0) else replace(item, result=replace(item.result, exhibits={})) for item in m.points]
+    stored = sorted(lean, key=lambda s: (s.point.tier, s.point.contender, s.point.knobs, s.point.replica, s.point.seed))
     head = {"format": FORMAT, "paper": study.paper, "environment": environment(), "data": study.track.data_key(),
             "verdicts": {v.name: v.status for v in verdicts}}
     lines = ",\n".join(json.dumps(item.to_json(), sort_keys=True) for item in stored)
