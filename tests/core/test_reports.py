@@ -12,7 +12,7 @@ import report_tree
 import toy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench.core import figures, registry, reports
+from workbench.core import figures, probe, registry, reports
 from workbench.core.measurements import Measurements
 from workbench.core.reports import index, paper, render
 
@@ -145,14 +145,14 @@ def page(m):
     entry = registry.Entry("2304.13397", "A toy", "pruning", "2023-04-27", "", "toy", "toy")
     shown = paper.Evidence(m, paper.STORED, {"cpu": "a test"}, "toy-data", notes=["one point differs"])
     verdicts = paper.claims.ledger(m.study, m, "pruning")
-    return render.page("paper.html", **paper.context(entry, shown, verdicts), probe={"rows": [{"ratio": 1.5}]}, failed=["check x is red"], root="../",
+    return render.page("paper.html", **paper.context(entry, shown, verdicts), probe=probe.Timing("dense", {"half": {"median_ms": 3, "ratio": 1.5, "low": 1.4, "high": 1.6}}, 30, 1, {"cpu": "slow"}), failed=["check x is red"], root="../",
                        made={"commit": "abc", "dirty": "", "date": "today"}, stored="abc of then")
 
 
 def test_page_says_what_a_reader_needs(page, m):
     text = re.sub(r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL))
     for words in ("toy-data", "a test", "abc", "stored", "check x is red", "one point differs", "beats Plain", "an oracle knows more", "not reproduced",
-                  "the subject is one", "no slope", "What is one?", "It is a number.", "workbench check toy --fresh", "3 replicas", "1.5", "no figure given"):
+                  "the subject is one", "no slope", "What is one?", "It is a number.", "workbench check toy --fresh", "3 replicas", "1.5 [1.4, 1.6]", "no figure given"):
         assert words in text, words
     assert text.index("not reproduced") < text.index("beats Plain at equal cost"), "failures first"
     assert 'href="#line-' in page and "2304.13397.csv" in page

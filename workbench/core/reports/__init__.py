@@ -28,7 +28,7 @@ from ..registry import ROOT, Entry
 from ..study import StudyError
 
 PROJECT = ROOT.parent
-NOTEBOOKS, PROBES, CHECKPOINTS = PROJECT / "notebooks", PROJECT / "data" / "probes", PROJECT / "data" / "checkpoints"
+NOTEBOOKS, CHECKPOINTS, PROBES = PROJECT / "notebooks", PROJECT / "data" / "checkpoints", PROJECT / "data" / "probes"
 PAGE_SECONDS = 300
 
 
@@ -146,7 +146,7 @@ def _paper(entry: Entry, live: tuple | None, folder: Path, key: str) -> dict:
     """Makes one paper's page and CSV (in a worker) and returns what the index says of it. ``live``: points measured now, and failures."""
     import torch
 
-    from .. import claims
+    from .. import claims, probe
     from . import paper, render
 
     torch.set_num_threads(1)
@@ -155,11 +155,9 @@ def _paper(entry: Entry, live: tuple | None, folder: Path, key: str) -> dict:
     verdicts = claims.ledger(study, shown.measurements, entry.family)
     failed = [f"check {v.name} is red" for v in verdicts if v.status == "red"] + paper.flips(study, verdicts)
     failed += [f"{len(live[1])} points could not be measured"] if live and live[1] else []
-    path = PROBES / f"{entry.arxiv}.json"
-    probe = json.loads(path.read_text(encoding="utf8")) if path.exists() else None
     write(folder / "papers" / f"{entry.arxiv}.csv", shown.measurements.frame.to_csv(index=False))
     stored = _git("log", "-1", "--format=%h of %cs", "--", str(golden.path_of(study)))
-    text = render.page("paper.html", **paper.context(entry, shown, verdicts), probe=probe, failed=failed, made=made(), stored=stored, root="../")
+    text = render.page("paper.html", **paper.context(entry, shown, verdicts), probe=probe.load(entry.arxiv), failed=failed, made=made(), stored=stored, root="../")
     return {**_written(folder / _page(entry), text, key), "title": entry.title, "state": shown.state, "failed": failed,
             "verdicts": [{field: getattr(v, field) for field in ("what", "name", "text", "status", "evidence")} for v in verdicts]}
 
