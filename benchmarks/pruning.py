@@ -48,7 +48,7 @@ def main() -> None:
         ideal = {name: vision.macs(models["dense"], vision.EXAMPLE) / vision.macs(model, vision.EXAMPLE) for name, model in models.items()}
         with torch.no_grad():
             timed = compare({name: lambda model=model: model(images) for name, model in models.items()}, rounds=15)
-        print(timed.to_string() if hasattr(timed, "to_string") else timed)
+        print(timed)
         print({name: f"ideal {value:.2f}×" for name, value in ideal.items()})
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -201,10 +201,23 @@ def _method(name: Any) -> Any:
 
 
 def compress(model: Any, method: Any, ratio: float, **settings: Any):
-    """Your own ``nn.Module`` by a paper's method (id, short name or object); see `contracts.model.compress` for the arguments."""
+    """Your own ``nn.Module`` by a paper's method (id, short name or object); see `contracts.model.compress` for the arguments.
+
+    Latency is timed unless ``probe=None`` is given, for as long as the machine is free of sweeps; where it is not, the report says so.
+    """
     from .contracts.model import compress as apply
 
-    return apply(model, _method(method), ratio, **settings)
+    return apply(model, _method(method), ratio, **{"probe": _timed, **settings})
+
+
+def _timed(pair: Mapping[str, Callable[[], Any]]) -> Any:
+    from .core import probe
+
+    try:
+        with probe.alone(timeout=20):
+            return probe.compare(pair, rounds=12)
+    except TimeoutError as error:
+        return f"not measured ({error})"
 
 
 def encode(data: Any, codec: Any = "iflow") -> bytes:

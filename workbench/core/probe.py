@@ -37,6 +37,10 @@ class Timing:
     threads: int
     environment: Mapping[str, str]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {row['median_ms']:.3g} ms" + ("" if name == self.first else f" ({row['ratio']:.2f}×, {row['low']:.2f} … {row['high']:.2f})")
+                         for name, row in self.rows.items())
+
 
 _held = threading.local()  # how often this thread holds the machine: `compare` inside `alone` must not wait for itself
 
