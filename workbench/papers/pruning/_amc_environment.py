@@ -35,8 +35,8 @@ class Cost:
     outside: np.ndarray
 
     def __call__(self, share: np.ndarray) -> float:
-        shares = np.append(share, 1.0)
-        return float(self.base @ ((self.inside @ shares) * (self.outside @ shares)))
+        inside, outside = (side[:, :-1] @ share + side[:, -1] for side in (self.inside, self.outside))
+        return float(self.base @ (inside * outside))
 
 
 @dataclass(frozen=True)

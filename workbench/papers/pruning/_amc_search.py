@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...contracts.model import inputs_and_labels
 from ._amc_environment import Environment, budgeted, error_rate, guaranteed
 from ._amc_operators import ChannelOperator, channel_space, latency_table, least_squares, weight_space
 from .ddpg import DDPG
@@ -92,9 +93,9 @@ class AMC:
     def compress(self, model: nn.Module, ratio: float, data: Iterable | None, example=None) -> nn.Module:
         """The model contract: searches with a share ``ratio`` of the MACs removed. The first half of ``data`` (batches of images and labels) calibrates, the
         second half is the reward's."""
-        if data is None:
-            raise ValueError("data: AMC needs images with labels, to sample features and for its reward; found None")
-        images, labels = labelled(data, "data")
+        if ratio == 0:
+            return model
+        images, labels = labelled(data if data is not None else (), "data")
         half = len(labels) // 2
         return amc_search(model, images[:half], [(images[half:], labels[half:])], ("macs", 1 - ratio), method=self).export()
 
@@ -174,19 +175,28 @@ def in_stages(model: nn.Module, calib, val, shares: Sequence[float], finetune: C
 
 
 def images_of(data, name: str) -> Tensor:
-    """All images of a tensor, or of batches (tensors, or tuples that begin with one)."""
-    parts = [data] if isinstance(data, Tensor) else [batch if isinstance(batch, Tensor) else batch[0] for batch in data]
+    """All images of a tensor, or of batches (tensors, tuples that begin with one, dicts that hold one)."""
+    parts = [data] if isinstance(data, Tensor) else [_pair(batch, name)[0] for batch in data]
     if not sum(len(part) for part in parts):
         raise ValueError(f"{name}: holds no image")
     return torch.cat(parts)
 
 
 def labelled(data, name: str) -> tuple[Tensor, Tensor]:
-    """All images and labels of batches (images, labels)."""
-    batches = list(data)
-    if not batches or not sum(len(batch[1]) for batch in batches):
+    """All images and labels of batches."""
+    pairs = [_pair(batch, name) for batch in data]
+    if any(labels is None for _, labels in pairs) or not sum(len(images) for images, _ in pairs):
         raise ValueError(f"{name}: holds no labelled image; the reward cannot be measured")
-    return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def _pair(batch, name: str) -> tuple[Tensor, Tensor | None]:
+    inputs, labels = inputs_and_labels(batch)
+    if isinstance(inputs, Mapping):
+        if len(inputs) != 1:
+            raise ValueError(f"{name}: AMC samples the features of one input tensor, found {', '.join(inputs)}")
+        inputs = next(iter(inputs.values()))
+    return inputs, labels
 
 
 # ------------------------------------------------------------------------------------------------------------------ rivals
