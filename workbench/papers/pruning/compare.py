@@ -18,6 +18,7 @@ from ...benches.vision import file_bytes
 from ...contracts.model import inputs_and_labels
 from ...contracts.surgery import channel_groups, forward, macs, parameters, reestimate_batchnorm
 from . import Pruned, inside_blocks
+from .classics import LAYERS
 from .classics_of_data import CRITERIA, batches
 from .granularity import Pruner
 
@@ -34,6 +35,26 @@ def prune(model: nn.Module, criterion="taylor", granularity: str = "channel", ra
 
 
 @torch.no_grad()
+def costs(model: nn.Module, example) -> dict[str, int]:
+    """What pruning is for, counted for one sample: ``macs``, ``parameters``, ``activations`` (bytes of the largest input + output of a layer, which must
+    be held at once) and ``traffic`` (bytes moved if every layer reads its weights and input and writes its output once). Zeros count as numbers."""
+    moved, held = [], []
+
+    def see(module, inputs, output):
+        maps = (inputs[0][:1].numel() + output[:1].numel()) * output.element_size()
+        held.append(maps)
+        moved.append(maps + sum(p.numel() * p.element_size() for p in module.parameters()))
+
+    hooks = [m.register_forward_hook(see) for m in model.modules() if isinstance(m, LAYERS)]
+    try:
+        total = macs(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"macs": total, "parameters": parameters(model), "activations": max(held, default=0), "traffic": sum(moved)}
+
+
+@torch.no_grad()
 def accuracy(model: nn.Module, loader: Iterable) -> float:
     """Right answers on the loader, in %."""
     right, seen = 0, 0
@@ -45,7 +66,7 @@ def accuracy(model: nn.Module, loader: Iterable) -> float:
 
 def compare_pruners(model: nn.Module, loader: Iterable, criteria: Sequence = tuple(CRITERIA), ratios: Sequence[float] = (0.3, 0.5),
                     granularity: str = "channel", evaluate: Callable[[nn.Module], float] | None = None) -> pd.DataFrame:
-    """One row per criterion and ratio: ``criterion, ratio, quality, macs, parameters, bytes``, without tuning but with batch-norm re-estimation.
+    """One row per criterion and ratio: ``criterion, ratio, quality, bytes`` and :func:`costs`, without tuning but with batch-norm re-estimation.
 
     ``loader`` is read several times; ``evaluate(model)`` judges (default: accuracy on ``loader``, which the criteria have seen: hand in another for a
     fair figure). ValueError: an empty list, and all that :func:`prune` refuses.
@@ -65,8 +86,8 @@ def compare_pruners(model: nn.Module, loader: Iterable, criteria: Sequence = tup
             if ratio:
                 reestimate_batchnorm(pruned.model, (inputs for inputs, _ in batches(loader, "batch norm", labels=False)))
             rows.append({"criterion": name if isinstance(name, str) else type(name).__name__, "ratio": ratio,
-                         "quality": evaluate(pruned.model) if evaluate else accuracy(pruned.model, loader), "macs": macs(pruned.model, example),
-                         "parameters": parameters(pruned.model), "bytes": file_bytes(pruned)})
+                         "quality": evaluate(pruned.model) if evaluate else accuracy(pruned.model, loader), **costs(pruned.model, example),
+                         "bytes": file_bytes(pruned)})
     return pd.DataFrame(rows)
 
 

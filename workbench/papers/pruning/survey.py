@@ -43,7 +43,7 @@ import torch
 
 from ...benches import vision
 from ...contracts.sparse import save_sparse
-from ...contracts.surgery import forward
+from ...contracts.surgery import channel_groups, forward, remove, select
 from ...core.claims import Estimate, better, estimate
 from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
@@ -51,7 +51,7 @@ from . import procedures
 from . import survey_checks as checks
 from . import survey_field as field
 from .classics_of_data import ThiNet, criterion
-from .compare import compare_pruners, pareto, prune  # noqa: F401 - what a reader of this page calls on a model of their own
+from .compare import compare_pruners, costs, pareto, prune  # noqa: F401 - what a reader of this page calls on a model of their own
 from .gating import gate
 from .granularity import Pruner, allocate, keep
 from .survey_checks import Engine
@@ -98,10 +98,13 @@ tuning_levels.of = "Taylor, tuned"
 
 def PROBE() -> dict[str, Callable]:
     """What to time: a batch of 32 through the dense net, through zeros, and through really smaller ones."""
-    images = vision.calibration()[:32]
-    nets = {"dense": vision.dense(field.NET), "80 % of the weights zero": Pruner("l1", "weight").apply(vision.dense(field.NET), 0.8).model,
-            "30 % of the channels gone (half of the MACs)": Pruner("l1").apply(vision.dense(field.NET), 0.3, example=vision.EXAMPLE).model,
-            "51 % of the channels gone (as few bytes as 80 % zeros)": Pruner("l1").apply(vision.dense(field.NET), 0.51, example=vision.EXAMPLE).model}
+    images, dense = vision.calibration()[:32], vision.dense(field.NET)
+    groups = channel_groups(dense, vision.EXAMPLE)
+    eights = select(groups, Pruner("l1").scores(groups, dense), dense, vision.EXAMPLE, 0.5, "uniform", round_to=8)
+    nets = {"dense": dense, "80 % of the weights zero": Pruner("l1", "weight").apply(dense, 0.8).model,
+            "half of the MACs gone": Pruner("l1").apply(dense, 0.3, example=vision.EXAMPLE).model,
+            "half of the MACs gone, channels in eights": remove(dense, eights, vision.EXAMPLE, groups),
+            "channels gone, as few bytes as 80 % zeros": Pruner("l1").apply(dense, 0.51, example=vision.EXAMPLE).model}
 
     def timed(model):
         def run():
@@ -143,7 +146,7 @@ STUDY = Study(
     contenders={
         "Taylor": field.one_shot(Pruner(), role="paper", subject=Engine()),
         "random": field.one_shot(Pruner("random"), role="control"),
-        "filters by L1": field.one_shot(Pruner("l1"), grid=CHANNELS, replicas=3),
+        "filters by L1": field.one_shot(Pruner("l1"), grid=CHANNELS),
         "weights by magnitude": field.one_shot(Pruner("l1", "weight"), grid=WEIGHTS, replicas=3),
         **{name: field.recorded(Pruner(key), *MIDDLE, replicas=5) for name, key in {"OBD": "obd", "ThiNet": "thinet", "APoZ": "apoz"}.items()},
         **{name: field.recorded(Pruner(key), 0.3, 0.45) for name, key in {
@@ -151,7 +154,7 @@ STUDY = Study(
             "FPGM": "fpgm", "k-means filters": "k-means", "consumer norm": "consumer norm"}.items()},
         **{name: field.recorded(Pruner("l1", unit), 0.6, 0.8)
            for name, unit in {"kernel rows": "row", "kernels": "kernel", "strided positions": "strided"}.items()},
-        **{name: field.recorded(Pruner("l1", allocation=how), 0.3) for name, how in {
+        **{name: field.recorded(Pruner("l1", allocation=how), 0.3, replicas=5) for name, how in {
             "one threshold for all layers": "global", "sensitivity scan": "sensitivity", "searched shares": "searched"}.items()},
         "gated per image": field.gated(0.3, 0.45),
         "weights, at once": field.weights_by(procedures.at_once, 0.9, 0.95),
@@ -217,7 +220,7 @@ STUDY = Study(
               reason="the predictor is not trained here, and nothing re-estimates what skipped channels shift; published gates are learnt with the net"),
     ),
     parts={
-        "1 metrics": Part(vision.measure, "blocks", "masks and dense files"),
+        "1 metrics": Part(costs, "blocks", "masks and dense files"),
         "2 sparsity structure": Part(keep, "achieved ratio", "masks and dense files"),
         "2 sparse storage": Part(save_sparse, "sparse file", "masks and dense files"),
         "3 criteria": Part(criterion, "formulas", "one formula under all names"),
@@ -231,6 +234,7 @@ STUDY = Study(
         "9 challenges": Part(field.one_shot, "the order matters", "inverted"),
     },
     picture=taxonomy_map,
+    time_limit=900,
     exercise=Exercise("Write the gradual schedule: how many weights are zero at each step?", STUB,
                       ["The share rises fast while there is much to spare.", "1 − (1 − t/T)³ goes from 0 to 1.", "After T the share no longer changes."],
                       _check_exercise, SOLUTION),

@@ -122,7 +122,7 @@ def taxonomy_map(point: Mapping, exhibits: Mapping, tree: Sequence[Leaf] = leave
         for depth, name in enumerate(leaf.path):
             here = "/".join(leaf.path[:depth + 1])
             if here not in ids:
-                ids.append(here), labels.append(name), parents.append("/".join(leaf.path[:depth]) or root), colors.append("rgba(128,128,128,0.25)")
+                ids.append(here), labels.append(name), parents.append("/".join(leaf.path[:depth]) or root), colors.append("rgba(128,128,128,0.10)")
                 hints.append(f"{sum(other.path[:depth + 1] == leaf.path[:depth + 1] for other in tree)} leaves")
         entry = resolve(leaf)
         current = bool(leaf.contender) and leaf.contender == point.get("contender")
@@ -134,6 +134,6 @@ def taxonomy_map(point: Mapping, exhibits: Mapping, tree: Sequence[Leaf] = leave
         hints.append(f"{leaf.gloss}<br>{entry.title if entry else leaf.key} ({entry.arxiv if entry else 'no entry'}): {state}")
     kept = " ".join(f"{share} %" for share in exhibits.get("kept", ()))
     title = f"{point.get('contender', 'the tree')}: {point['accuracy']:.1f} % right, {point['bytes']:.0f} KB; kept per layer {kept}" if "accuracy" in point else ""
-    figure = go.Treemap(ids=ids, labels=labels, parents=parents, marker={"colors": colors, "line": {"width": 1}}, customdata=hints, maxdepth=3,
+    figure = go.Treemap(ids=ids, labels=labels, parents=parents, marker={"colors": colors, "line": {"width": 1}}, customdata=hints,
                         textfont={"size": 12}, hovertemplate="<b>%{label}</b><br>%{customdata}<extra></extra>", root={"color": "rgba(0,0,0,0)"})
-    return go.Figure(figure, layout={"height": 520, "margin": {"l": 4, "r": 4, "t": 36, "b": 4}, "title": {"text": title, "font": {"size": 13}}})
+    return go.Figure(figure, layout={"height": 640, "margin": {"l": 4, "r": 4, "t": 36, "b": 4}, "title": {"text": title, "font": {"size": 13}}})
