@@ -12,7 +12,8 @@ predicted, luma before colour differences, from ``a`` and from those already kno
 see. The finest level has its own weights; all coarser levels share theirs, because photographs look alike at every scale.
 Tensors are float32 (N, C, H, W), in pixel units.
 
-Training: Adam, one-cycle learning rate up to 3e-3 (five times that for the output layers and the priors), batch 12, uniform dequantisation noise, mirrored patches; loss in bits per dimension.
+Training: Adam, one-cycle learning rate up to 3e-3 (five times that for the output layers and the priors), batch 12, uniform
+dequantisation noise, mirrored patches; loss in bits per dimension.
 """
 
 from __future__ import annotations
