@@ -83,7 +83,7 @@ const undrawn = new Set(document.querySelectorAll("figure.plot"));
 const drawOnce = (figure) => undrawn.delete(figure) && workbench.draw(figure);
 const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawOnce(entry.target)), { rootMargin: "600px" });
 undrawn.forEach((figure) => near.observe(figure));
-workbench.idle = window.requestIdleCallback || ((later) => setTimeout(later, 50));
+workbench.idle = (later) => (window.requestIdleCallback ? requestIdleCallback(later) : setTimeout(later, 50));
 const rest = () => { for (const figure of undrawn) { drawOnce(figure); return workbench.idle(rest); } };
 addEventListener("load", () => workbench.idle(rest));
 addEventListener("beforeprint", () => undrawn.forEach(drawOnce));
