@@ -1,9 +1,12 @@
 """What every test stands on: one thread a process (processes use the cores), and one fresh quick sweep per paper for the whole session."""
 
 import os
+import tempfile
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch are loaded
     os.environ.setdefault(_name, "1")
+
+os.environ.setdefault("WORKBENCH_LOCK", os.path.join(tempfile.gettempdir(), f"workbench-tests-{os.getpid()}.lock"))  # nobody else's sweeps
 
 import pytest
 

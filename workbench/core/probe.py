@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -74,7 +75,7 @@ def _machine(exclusive: bool, timeout: float) -> Iterator[None]:
     except ImportError:  # no such locks here (Windows): timings are as good as the machine is quiet
         yield
         return
-    path = Path(tempfile.gettempdir()) / "workbench-machine.lock"
+    path = Path(os.environ.get("WORKBENCH_LOCK", Path(tempfile.gettempdir()) / "workbench-machine.lock"))
     with contextlib.suppress(OSError):  # another user may have made it
         path.touch(0o666)
     with open(path) as handle:

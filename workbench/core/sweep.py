@@ -98,7 +98,7 @@ def pool(jobs: int):
             _stop(workers)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
-        workers = pebble.ProcessPool(max_workers=jobs, context=context, initializer=_start_worker, initargs=(settings,))
+        workers = pebble.ProcessPool(jobs, max_tasks=200, context=context, initializer=_start_worker, initargs=(settings,))  # 200: papers' data must not pile up
         _pools[jobs] = settings, workers
         atexit.register(_stop, workers)
     return workers
