@@ -81,7 +81,7 @@ def test_simulate_leaves_no_hooks_and_keeps_what_it_does_not_know():
 
 def test_energy_is_linear_and_calibration_hits_the_power():
     machine, spent = Machine(), Counters(cycles=1_000, macs=5_000, weight_bytes=100, activation_bytes=5_000)
-    assert machine.energy.picojoules(spent + spent, machine) == pytest.approx(2 * machine.energy.picojoules(spent, machine))
-    table = Energy().calibrated(spent, machine, 1.6)
+    assert (spent + spent).microjoules(machine) == pytest.approx(2 * spent.microjoules(machine))
+    table = Energy().calibrated(spent, machine.mhz, 1.6)
     report = spent.report(Machine(energy=table))
     assert report["microjoules"] / report["seconds"] / 1e3 == pytest.approx(1.6)

@@ -1,13 +1,13 @@
 """The `machine` contract: a layer with its real tensors → the same numbers, and the cycles, traffic and energy that a small datapath spends on them.
 
     tile:  8 output channels × 16 output samples; a lane owns one channel and keeps 16 accumulators
-    lane:  for each stored weight (value, index) of its channel:          read once a tile
-               for each of the 16 samples: look at the activation's bit in the zero map; if set, read it, one cycle, one MAC
+    lane:  each stored weight (value, index) of its channel is read once a tile; for each of the 16 samples the lane looks at the activation's bit
+           in the zero map; if it is set, it reads the activation: one cycle, one MAC
     barrier: the tile ends when its slowest lane does
 
 Cycles come from where the zeros of the given weights and activations are; nothing is multiplied by an average sparsity. The walk past zeros (index
-deltas, zero map) is taken to run ahead of the multiplier and to cost no cycle of its own; its reads are counted. Accumulation has the type of the
-tensors given: 8-bit float products (8-bit significands) are summed without any rounding in float64.
+deltas, zero map) is taken to run ahead of the multiplier at no cycle of its own; its reads are counted. Sums have the type of the tensors given: in
+float64, products of 8-bit floats are summed without any rounding.
 """
 
 from __future__ import annotations
@@ -21,21 +21,16 @@ import torch
 
 @dataclass(frozen=True)
 class Energy:
-    """A table to edit: pJ a multiply-accumulate, pJ a byte of on-chip memory, mW of leakage. The ratio of the first two is that of published 45 nm
-    figures (Horowitz, ISSCC 2014: 8-bit multiply and 32-bit add 0.3 pJ, 8 KB SRAM 1.25 pJ a byte); both are scaled to a stated power by `calibrated`."""
+    """A table to edit: pJ a multiply-accumulate, pJ a byte of on-chip memory, mW of leakage. The first two are published 45 nm figures (Horowitz,
+    ISSCC 2014: 8-bit multiply and 32-bit add 0.3 pJ, 8 KB SRAM 1.25 pJ a byte); `calibrated` scales both to a stated power."""
 
     mac: float = 0.3
     sram: float = 1.25
     leakage: float = 0.15
 
-    def picojoules(self, counters: Counters, machine: Machine) -> float:
-        dynamic = counters.macs * self.mac + counters.sram_bytes * self.sram
-        return dynamic + self.leakage * counters.cycles / machine.mhz * 1e3          # mW · µs = nJ
-
-    def calibrated(self, counters: Counters, machine: Machine, milliwatts: float) -> Energy:
-        """The same table scaled so that ``machine``, busy with ``counters``, draws ``milliwatts``. A calibration, never a measurement."""
-        dynamic = counters.macs * self.mac + counters.sram_bytes * self.sram
-        factor = (milliwatts - self.leakage) * 1e3 * counters.cycles / machine.mhz / dynamic
+    def calibrated(self, spent: Counters, mhz: float, milliwatts: float) -> Energy:
+        """The same table scaled so that a machine busy with ``spent`` draws ``milliwatts``. A calibration, never a measurement."""
+        factor = (milliwatts - self.leakage) * 1e3 * spent.cycles / mhz / (spent.macs * self.mac + spent.sram_bytes * self.sram)
         return Energy(self.mac * factor, self.sram * factor, self.leakage)
 
 
@@ -65,7 +60,6 @@ class Layer:
     x: np.ndarray
     bias: np.ndarray | None = None
     stride: int = 1
-    dilation: int = 1
     index_bits: int = 0
 
 
@@ -91,21 +85,25 @@ class Counters:
     def sram_bytes(self) -> float:
         return self.weight_bytes + self.activation_bytes + self.output_bytes + (self.index_bits + self.map_bits) / 8
 
+    def microjoules(self, machine: Machine) -> float:
+        table = machine.energy
+        return (self.macs * table.mac + self.sram_bytes * table.sram) / 1e6 + table.leakage * self.cycles / machine.mhz / 1e3    # pJ; mW · µs
+
     def report(self, machine: Machine) -> dict[str, float]:
         """The counters with utilisation (work / lanes · cycles), seconds and modelled microjoules."""
         counts = {name: value for name, value in asdict(self).items() if name != "lane_work"}
         return {**counts, "utilisation": self.macs / max(1, self.cycles * machine.lanes), "seconds": self.cycles / machine.mhz / 1e6,
-                "microjoules": machine.energy.picojoules(self, machine) / 1e6}
+                "microjoules": self.microjoules(machine)}
 
 
 def run(machine: Machine, layer: Layer) -> tuple[np.ndarray, Counters]:
-    """The layer's output (O, T') and its counters. ValueError: groups other than 1 and depthwise."""
+    """The layer's output (O, T') and its counters. ValueError: groups other than 1 and depthwise (a dilated layer comes as its phases)."""
     weight, x, (c_out, c_in, taps) = layer.weight, layer.x, layer.weight.shape
     depthwise = c_in == 1 and c_out == x.shape[0] and c_out > 1
     if not depthwise and c_in != x.shape[0]:
         raise ValueError(f"the machine runs groups 1 or one group a channel; weight {weight.shape} on {x.shape[0]} input channels is neither")
-    samples = (x.shape[1] - layer.dilation * (taps - 1) - 1) // layer.stride + 1
-    reads = np.stack([x[:, k * layer.dilation:][:, :layer.stride * (samples - 1) + 1:layer.stride] for k in range(taps)], 1)  # (I, K, T')
+    samples = (x.shape[1] - taps) // layer.stride + 1
+    reads = np.stack([x[:, k:k + layer.stride * (samples - 1) + 1:layer.stride] for k in range(taps)], 1)   # (I, K, T')
     y = (weight[:, 0, :, None] * reads).sum(1) if depthwise else _product(weight.reshape(c_out, -1), reads.reshape(-1, samples))
     if layer.bias is not None:
         y = y + layer.bias[:, None]
@@ -126,10 +124,8 @@ def run(machine: Machine, layer: Layer) -> tuple[np.ndarray, Counters]:
     work = work.reshape(-1, machine.lanes, len(starts)).astype(np.int64)                 # (groups, lanes, tiles)
     cycles = work.max(1) if machine.independent else steps.astype(np.int64)
     done, kept = int(work.sum()), int(stored.sum())
-    return y, Counters(cycles=int(cycles.sum()), macs=done, slots=c_out * c_in * taps * samples,
-                       weight_macs=int((weight != 0).sum()) * samples, weight_bytes=kept * len(starts),
-                       index_bits=layer.index_bits * len(starts), activation_bytes=done,
-                       map_bits=kept * samples * machine.skip_activations, output_bytes=c_out * samples, lane_work=work.sum((0, 2)))
+    return y, Counters(int(cycles.sum()), done, weight.size * samples, int((weight != 0).sum()) * samples, kept * len(starts),
+                       layer.index_bits * len(starts), done, kept * samples * machine.skip_activations, c_out * samples, work.sum((0, 2)))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -151,8 +147,8 @@ def simulate(machine: Machine, net, x, lower: Callable) -> tuple[object, dict[st
             for item in inputs[0]:
                 layers, assemble = lower(name, module, item) or ((), None)
                 parts = [run(machine, layer) for layer in layers]
-                for _, counters in parts:
-                    spent[name] = spent[name] + counters if name in spent else counters
+                if parts:
+                    spent[name] = sum((counters for _, counters in parts), start=spent.get(name, Counters()))
                 if assemble:
                     results.append(assemble([torch.from_numpy(y) for y, _ in parts]))
             return torch.stack(results) if results else None
