@@ -41,7 +41,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured milliseconds of every layer at a few input and output shares, bilinear between them: the lookup table of section 3.3."""
+    """Measured milliseconds of every layer at a few input and output shares, bilinear between them: the lookup table of a latency budget."""
 
     tables: tuple[tuple[np.ndarray, np.ndarray, RegularGridInterpolator], ...]  # rows of inside and outside, and the table
 

@@ -1,4 +1,4 @@
-"""How a setting of AMC is applied to a network: operator 7 (input channels, least squares) and fine-grained pruning (arXiv 1802.03494, section 3.4).
+"""How a setting of AMC is applied to a network: operator 7 (input channels, least squares) and fine-grained pruning (arXiv 1802.03494, section 3.1).
 
     layer t:  X (positions, c·k·k) ──► W ──► Y (positions, n)            keep the channels S with the largest Σ|W[:, c]|
               X_S ──► W' = argmin ‖X_S W' − Y‖²                          Y: of the original network, before BN

@@ -32,9 +32,10 @@ equations of every subset $S$, so that an episode costs a forward pass and littl
 **Learning (DDPG).** Every step of an episode gets its final reward. The critic learns $y = (R-b) + (1-\text{done})\,Q'(s',\mu'(s'))$ with $b$ a moving average
 of rewards, the actor climbs $Q(s,\mu(s))$. A hundred episodes act at random; then the noise shrinks by 5 % an episode.
 
-**What to look for.** Slide *episodes*: the first hundred are plain random search under the same wall, and it loses to the uniform rule. Only what the
-agent then learns beats that rule. The reward is the thing to get right: judged without re-estimated batch-norm statistics or reconstruction, a pruned network's
-accuracy says little about what it is worth. A search sees 256 validation images and never a test image.
+**What to look for.** In the picture the dots of the first hundred episodes scatter: that is random search under the same wall. Then they rise and close ranks: that
+is the agent. It leaves random search behind, and an agent that is told other episodes' rewards, but on this net it only draws level with the simplest
+rule, equal shares: refitted weights make six layers forgiving, and a policy picked as the best of 240 on 256 validation images is partly picked for its
+luck (a standard error of 2 points; the authors judge on 3,000 to 5,000 images). Slide *episodes* and compare with test accuracy. A search never sees a test image.
 
 Reconstructed: the im2col form of operator 7 for 3×3 kernels (the authors' released code refits 1×1 kernels only), rounding at the wall, the lookup table's
 interpolation. Batch-norm statistics during the search are those of the images judged.
@@ -47,7 +48,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...benches import vision
-from ...core.claims import Estimate, better, bound, estimate
+from ...core.claims import Estimate, better, estimate
 from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
 from . import _amc_checks as checks
@@ -81,6 +82,11 @@ def steered(m: Measurements) -> Estimate:
 
     ours, control = late(None), late("shuffled rewards")
     return estimate([ours[replica] - control[replica] for replica in sorted(set(ours) & set(control))], 3)
+
+
+def heaviest(m: Measurements) -> Estimate:
+    """The largest share of MACs that an exported network has; a count, so it is its own interval."""
+    return estimate([m.rows(macs_removed=0.5).macs_share.max()], 0.5, at_least=False)
 
 
 def better_than_rules(m: Measurements) -> Estimate:
@@ -160,8 +166,8 @@ STUDY = Study(
     contenders={
         "AMC": searcher("amc", role="paper", subject=AMC()),
         "uniform": rule(0),
-        SLANTED[0]: rule(1, evidence="recorded", replicas=3),
-        SLANTED[1]: rule(-1, evidence="recorded", replicas=3),
+        SLANTED[0]: rule(1, evidence="recorded"),
+        SLANTED[1]: rule(-1, evidence="recorded"),
         "random search": searcher("random", grid=AT_HALF),
         "greedy sensitivity": searcher("greedy", evidence="recorded", replicas=3, grid=AT_HALF | {"episodes": (BENCH.episodes,)}),
         "genetic search": searcher("evolution", evidence="recorded", replicas=3, grid=AT_HALF | {"episodes": (BENCH.episodes,)}),
@@ -197,28 +203,31 @@ STUDY = Study(
         Check("fine-grained", "Exactly the wanted number of largest weights stays, within a budget of weights", checks.fine_grained),
     ),
     claims=(
-        Claim("learns", "The last 50 episodes earn more than the 100 random ones, by more than two standard errors (recorded search)", learns,
-              paper="figure of reward against episodes; the warm-up is random"),
+        Claim("learns", "The last 50 episodes earn more than the 100 random ones by over two standard errors (recorded; an agent that settles anywhere may pass)", learns,
+              paper="the first 100 of 400 episodes act at random"),
         Claim("rewards steer it", "The last 50 episodes earn at least 3 points more than those of an agent told other episodes' rewards (recorded searches)",
               steered),
         Claim("beats the uniform rule", "At half the MACs, before any tuning, the policy is at least 2 points above equal shares",
-              better("accuracy", "uniform", by=2, macs_removed=0.5, episodes=BENCH.episodes), paper="+1.4 to +2.7 points over rules of thumb (tables 2 and 3)"),
+              better("accuracy", "uniform", by=2, macs_removed=0.5, episodes=BENCH.episodes), paper="searched policies beat hand-crafted ones (abstract)",
+              reason="six choices, refitted weights: equal shares are hard to beat; the lead of 1 to 3 points on 256 validation images is luck of the pick"),
         Claim("beats it at 30 %", "With 70 % of the MACs removed, it is at least 2.7 points above equal shares",
-              better("accuracy", "uniform", by=2.7, macs_removed=0.7, episodes=BENCH.episodes), paper="VGG-16 at 4x fewer FLOPs: +2.7 over the hand-crafted policy"),
+              better("accuracy", "uniform", by=2.7, macs_removed=0.7, episodes=BENCH.episodes), paper="VGG-16 at 4x fewer FLOPs: 2.7 % better than hand-crafted (abstract)",
+              reason="the gain differs from replica to replica by 5 points; more validation images and more episodes would be needed"),
         Claim("beats slanted rules", "It is at least 2 points above the better of \"deep\" and \"shallow layers lose more\"", better_than_rules,
-              paper="tables 2 and 3"),
+              paper="searched policies beat hand-crafted ones (abstract)"),
         Claim("not below random search", "It is at most half a point below random search with as many evaluations",
               better("accuracy", "random search", by=-0.5, macs_removed=0.5, episodes=BENCH.episodes)),
-        Claim("not below greedy", "It is at most half a point below greedy shrinking with as many evaluations (NetAdapt's rule)",
+        Claim("not below greedy", "It is at most half a point below greedy shrinking with about 150 evaluations (NetAdapt's rule)",
               better("accuracy", "greedy sensitivity", by=-0.5, macs_removed=0.5, episodes=BENCH.episodes)),
         Claim("not below a genetic search", "It is at most half a point below a genetic algorithm with as many evaluations",
               better("accuracy", "genetic search", by=-0.5, macs_removed=0.5, episodes=BENCH.episodes)),
-        Claim("budget held on the network", "The exported networks have at most half of the MACs, counted on them",
-              bound("macs_share", at_most=0.5, macs_removed=0.5, episodes=BENCH.episodes)),
+        Claim("budget held on the network", "Every exported network has at most half of the MACs, counted on it",
+              heaviest),
         Claim("tuning keeps the lead", "After 60 steps of fine-tuning the policy is still not below equal shares",
               better("accuracy", "uniform, tuned", of="AMC, tuned")),
         Claim("tuning repairs", "After 60 steps half of the MACs cost at most one point of the dense network's accuracy",
-              better("accuracy", "dense", by=-1, of="AMC, tuned"), paper="0.1 points of top-1 with MobileNet at half the FLOPs"),
+              better("accuracy", "dense", by=-1, of="AMC, tuned"), paper="0.1 points of top-1 with MobileNet at half the FLOPs",
+              reason="60 steps against the authors' 150 epochs"),
         Claim("faster on a phone", "1.81 times as fast on a phone at half the MACs", None, paper="MobileNet, 1.81x on a Pixel-1, 1.43x on a Titan XP",
               needs="an Android phone"),
     ),
