@@ -118,7 +118,7 @@ def test_the_slider_moves_by_keyboard_and_everything_follows(page):
 
 
 def test_the_picture_and_the_claims_are_there(page):
-    page.get_by_text("channels kept", exact=False).first.wait_for()
+    page.locator(".wb .gtitle", has_text="channels kept").first.wait_for()
     page.get_by_text("Claims, failures first").first.wait_for()
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0, "no cell warned or failed"
 

@@ -23,6 +23,7 @@ export default { render({ model, el }) {
   input.addEventListener("input", () => { model.set("index", Number(input.value)); draw(); model.save_changes(); });
   model.on("change:index", draw);
   el.classList.add("wb-slider");
+  input.dataset.lmSuppressShortcuts = "true";  // in JupyterLab the arrow keys would fold the cell's heading
   draw();
 } };
 """
