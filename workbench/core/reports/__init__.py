@@ -14,11 +14,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from .. import golden, registry
@@ -29,7 +31,7 @@ from ..study import StudyError
 
 PROJECT = ROOT.parent
 NOTEBOOKS, CHECKPOINTS, PROBES = PROJECT / "notebooks", PROJECT / "data" / "checkpoints", PROJECT / "data" / "probes"
-PAGE_SECONDS = 300
+PAGE_SECONDS = 600
 
 
 class CannotWrite(StudyError):
@@ -54,6 +56,8 @@ class _Report:
     folder: Path
     fresh: bool
     jobs: int
+    state: dict[str, dict] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def make(self, entries: list[Entry], with_notebooks: bool) -> int:
         self._open()
@@ -62,11 +66,12 @@ class _Report:
         todo = [entry for entry in entries if self._changed(_page(entry), keys[entry])]
         notebooks = {path: _notebook_key(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))} if with_notebooks else {}
         with ThreadPoolExecutor(1) as runner:
-            running = {runner.submit(self._notebook, path, key): path for path, key in notebooks.items() if self._changed(f"{path.stem}.html", key)}
+            running = [runner.submit(self._keep, f"{path.stem}.html", path.stem, partial(self._notebook, path, key))
+                       for path, key in notebooks.items() if self._changed(f"{path.stem}.html", key)]
             try:
                 self._papers(todo, keys)
-                for future in as_completed(running):
-                    self._done(f"{running[future].stem}.html", future, running[future].stem)
+                for future in running:
+                    future.result()
             except BaseException:
                 runner.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -92,7 +97,7 @@ class _Report:
                 write(target, source.read_bytes())
         try:
             self.state = json.loads((self.folder / ".state.json").read_text(encoding="utf8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # none yet, or damaged: everything is made
             self.state = {}
         write(self.folder / ".state.json", json.dumps(self.state, indent=1))
 
@@ -113,7 +118,7 @@ class _Report:
             with pool(min(max(1, self.jobs - 1), len(todo))) as workers:
                 futures = {workers.schedule(_paper, args=(entry, live.get(entry), self.folder, keys[entry]), timeout=PAGE_SECONDS): entry for entry in todo}
                 for future in as_completed(futures):
-                    self._done(_page(futures[future]), future, futures[future].title)
+                    self._keep(_page(futures[future]), futures[future].title, future.result)
 
     def _notebook(self, path: Path, key: str) -> dict:
         import nbformat
@@ -126,20 +131,22 @@ class _Report:
         text = render.page("notebook.html", page=page, error=executed.error, made=made(), source=f"notebooks/{path.name}", root="")
         return {**_written(self.folder / f"{path.stem}.html", text, key), "title": page.title, "failed": [executed.error] if executed.error else []}
 
-    def _done(self, page: str, future: Future, title: str) -> None:
+    def _keep(self, page: str, title: str, make: Callable[[], dict]) -> None:
         """Keeps what a page says. A page that could not be made gets one that says why, and the others go on; a disk that is full ends the report."""
         from . import render
 
         try:
-            self.state[page] = future.result()
+            said = make()
         except CannotWrite:
             raise
         except Exception as error:
             reason = f"not finished after {PAGE_SECONDS} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
             trace = "".join(traceback.format_exception(error))
             text = render.page("failed.html", title=title, reason=reason, trace=trace, made=made(), root="../" * page.count("/"))
-            self.state[page] = {**_written(self.folder / page, text, ""), "title": title, "failed": [reason]}
-        write(self.folder / ".state.json", json.dumps(self.state, indent=1))
+            said = {**_written(self.folder / page, text, ""), "title": title, "failed": [reason]}
+        with self.lock:
+            self.state[page] = said
+            write(self.folder / ".state.json", json.dumps(self.state, indent=1))
 
 
 def _paper(entry: Entry, live: tuple | None, folder: Path, key: str) -> dict:
