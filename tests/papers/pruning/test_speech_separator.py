@@ -379,5 +379,5 @@ def test_picture_with_and_without_a_machine():
     from workbench.benches import speech
 
     figure = paper.lanes_and_cycles({}, speech.measure(shipped()).exhibits)
-    assert len(figure.data) == 3 and np.array(figure.data[2].z).shape == (34, 8) and len(figure.data[0].y) == 34
+    assert len(figure.data) == 3 and np.array(figure.data[2].z).shape == (35, 8) and len(figure.data[0].y) == 35
     assert "no machine" in paper.lanes_and_cycles({}, {}).layout.title.text
