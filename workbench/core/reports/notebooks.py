@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CELL_SECONDS, START_SECONDS = 120, 60
+CELL_SECONDS, START_SECONDS = 300, 60
 
 
 @dataclass(frozen=True)
