@@ -73,7 +73,9 @@ def test_a_damaged_point_is_measured_again(swept):
     assert sweep(swept).measured == 1 and read_point(path) is not None
 
 
-def test_stop_keeps_what_is_finished(swept, tmp_path):
+def test_stop_keeps_what_is_finished(swept, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_SWEPT_SECONDS", "0.1")  # so that some are not finished when it stops
+
     def stop(done, total):
         if done == 4:
             raise KeyboardInterrupt
