@@ -16,7 +16,7 @@ def lanes_and_cycles(point: dict, exhibits):
     blocks = (len(cycles) - 5) // 3
     names = ["encoder", "bottleneck", *(f"{i + 1} {part}" for i in range(blocks) for part in ("expand", "depth", "reduce")), "mask", "mask × encoder", "decoder"]
     figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.6, 0.4], horizontal_spacing=0.03,
-                           subplot_titles=("cycles in half a second of sound", "share of cycles each lane works"))
+                           subplot_titles=("cycles for ½ s of sound", "lanes at work"))
     figure.add_bar(y=names, x=dense.tolist(), orientation="h", name="dense array", marker={"color": "rgba(130,130,130,0.35)"}, row=1, col=1)
     figure.add_bar(y=names, x=cycles.tolist(), orientation="h", name="here", marker={"color": "#0072B2"}, row=1, col=1)
     busy = np.round(work / np.maximum(1, cycles[:, None]), 2)
