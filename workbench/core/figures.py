@@ -167,5 +167,6 @@ def picture(m: Measurements, current: Mapping[str, float], contender: str | None
         return drawn
     for trace in drawn.data:
         if trace.type in ("heatmap", "contour", "surface"):
-            trace.z = np.asarray(trace.z, np.float32)  # an array travels with its gaps; a list with NaN is no JSON
+            values = np.asarray(trace.z, float)
+            trace.z = np.where(np.isnan(values), None, values)  # a gap is None: NaN is no JSON
     return neutral(drawn)

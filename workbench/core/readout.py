@@ -87,8 +87,11 @@ class Readout:
         """The shown contenders against the subject at equal cost, as HTML."""
         rows = summary.versus(self.m, state or self.state, self.shown, self.over)
         quality = summary.label(self.study, self.study.track.quality)
-        signed = [(row.contender, row.role, f"{row.difference:+.1f}".replace("-", "−") if row.replicas else "",
-                   f"{row.low:.1f} … {row.high:.1f}" if row.replicas > 1 else "", row.verdict) for row in rows.itertuples()]
+        def number(value: float, sign: str = "") -> str:
+            return f"{value + 0:{sign}.1f}".replace("-", "−")
+
+        signed = [(row.contender, row.role, number(row.difference, "+") if row.replicas else "",
+                   f"{number(row.low)} … {number(row.high)}" if row.replicas > 1 else "", row.verdict) for row in rows.itertuples()]
         return html_table(("against", "role", f"difference in {quality}", "90 % interval", f"{self.m.subject} is"), signed,
                           "At this cost (rivals' curves read between their measured points, paired over replicas)")
 
