@@ -33,7 +33,7 @@ The abstract gives no formula; the score, the treatment of unequal kernels, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -258,6 +258,15 @@ def neutral_is_identity(method) -> Outcome:
     with torch.no_grad():
         equal = bool(torch.equal(same(images), model(images)))
     return Outcome(equal, "equal bit for bit" if equal else "differs", "equal bit for bit")
+
+
+def PROBE() -> dict[str, Callable[[], Tensor]]:
+    """What `workbench probe` times: a batch of 32 through the dense net and through nets with half and 40 % of its MACs."""
+    images = vision.calibration()[:32]
+    nets = {"dense": vision.dense("vgg-small")}
+    for label, ratio, rounding in (("half the MACs", 0.5, 1), ("half the MACs, channels in multiples of 8", 0.5, 8), ("40 % of the MACs", 0.6, 1)):
+        nets[label] = score_and_remove(FSCL(), nets["dense"], ratio, round_to=rounding).model
+    return {label: lambda net=net: net(images) for label, net in nets.items()}
 
 
 # --- exercise -------------------------------------------------------------------------------------------------------------------------------------
