@@ -33,7 +33,7 @@ The abstract gives no formula; the score, the treatment of unequal kernels, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -260,7 +260,7 @@ def neutral_is_identity(method) -> Outcome:
     return Outcome(equal, "equal bit for bit" if equal else "differs", "equal bit for bit")
 
 
-def PROBE() -> dict[str, Callable[[], Tensor]]:
+def PROBE() -> dict:
     """What `workbench probe` times: a batch of 32 through the dense net and through nets with half and 40 % of its MACs."""
     images = vision.calibration()[:32]
     nets = {"dense": vision.dense("vgg-small")}
