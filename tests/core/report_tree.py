@@ -65,7 +65,7 @@ STUDY = Study(
     paper="2304.13397",
     name="toy",
     track=TRACK,
-    knobs=(Knob("removed", tuple(np.linspace(0, .9, 10)), .5, (.3, .5, .7), 0, "share removed"), Knob("rounding", (1, 4, 8), 1, label="round to")),
+    knobs=(Knob("removed", tuple(np.linspace(0, .9, 10)), .5, (.3, .5, .7), 0, "share removed"), Knob("rounding", (1, 4, 8), 1, (1, 4, 8), label="round to")),
     contenders={"Ours": Contender(cut(20), "paper", subject=1, seeds=2, note="no tuning"), "Steep": Contender(cut(60)),
                 "Plain": Contender(lambda removed, replica=0: cut(40)(removed, 1, replica)), "oracle": Contender(cut(5), "bound"),
                 "untouched": Contender(lambda replica=0: cut(0)(0, 1, replica), "control")},
