@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -37,9 +38,24 @@ def study(paper: str | Study) -> Study:
 
 def measurements(paper: str | Study | Measurements) -> Measurements:
     """A paper's stored points."""
+    from .core import golden
+
+    if isinstance(paper, Measurements):
+        return paper
+    path = golden.path_of(study(paper))
+    return _stored(study(paper).paper, path.stat().st_mtime_ns) if path.exists() else _read(study(paper))
+
+
+@lru_cache(maxsize=16)
+def _stored(paper: str, changed: int) -> Measurements:
+    """A golden file as it was when last ``changed``: read once, though every cell of a notebook asks for it."""
+    return _read(study(paper))
+
+
+def _read(of: Study) -> Measurements:
     from .core import live
 
-    return paper if isinstance(paper, Measurements) else Measurements(study(paper), live.known(study(paper)))
+    return Measurements(of, live.known(of))
 
 
 def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None = None, predict: bool = True, stored_only: bool | None = None,

@@ -106,8 +106,11 @@ class Readout:
 
     def judged(self) -> list[Verdict]:
         """The verdicts on the paper's claims, failures first (from the stored points of the design; a live point does not change a verdict)."""
-        order = ["not reproduced", "undecided", "needs hardware", "holds"]
-        self.verdicts = sorted((judge(self.study, claim, self.stored) for claim in self.study.claims), key=lambda v: order.index(v.status))
+        order, cache = ["not reproduced", "undecided", "needs hardware", "holds"], self.stored._cache
+        key = ("verdicts", self.stored.subject)
+        if key not in cache:
+            cache[key] = sorted((judge(self.study, claim, self.stored) for claim in self.study.claims), key=lambda v: order.index(v.status))
+        self.verdicts = cache[key]
         return self.verdicts
 
     def display_static(self, claims: bool = True) -> None:
