@@ -19,7 +19,7 @@ from . import data, recipe
 from .nets import Separator, fold, load
 
 CLIPS, SECONDS, SIMULATED = 8, 1.0, 0.5                             # test clips and seconds of each; seconds of the first that the machine runs
-REPLICAS = 2
+REPLICAS = 3
 
 METRICS = {
     "si_sdri": Metric("SI-SDRi (dB)", decimals=2),

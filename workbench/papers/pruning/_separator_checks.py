@@ -6,7 +6,6 @@ A check's ``method`` has the fields of `SparseAccelerator`: ``format``, ``machin
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from torch import nn
 from ...benches.speech import data
 from ...benches.speech.nets import Separator, fold
 from ...contracts.machine import Counters, Layer, run
-from ...core.claims import Estimate, estimate
-from ...core.measurements import Measurements
 from ...core.study import Outcome
 from ._phases import dilated_by_phase, lower_by_phase, lower_with_zeros, transpose_by_phase
 from ._separator_pack import MACHINE, PackedSeparator
@@ -205,37 +202,3 @@ class FlushedFloat8(Float8):
     def round(self, x, bias):
         value = super().round(x, bias)
         return torch.where(value.abs() < 2.0 ** (1 - bias), 0 * value, value)
-
-
-# ── claims on one net: only the first trained separator is pruned and fine-tuned here, so intervals are over test clips, not over trainings ─────────
-
-
-def per_clip(than: str = "", at_least: float = 0.0, of: str = "", **knobs: float) -> Callable[[Measurements], Estimate]:
-    """SI-SDRi of each test clip, less that of ``than`` for the same clip."""
-    def test(m: Measurements) -> Estimate:
-        gain = _clips(m, of, **knobs)[1][0]
-        return estimate(gain - _clips(m, than, **knobs)[1][0] if than else gain, at_least, unit="clips")
-
-    test.of = of
-    return test
-
-
-def at_equal_bytes(than: str, at_least: float) -> Callable[[Measurements], Estimate]:
-    """Each clip's SI-SDRi, interpolated between measured sizes, less that of ``than``, averaged over the sizes that both have."""
-    def test(m: Measurements) -> Estimate:
-        curves = [_clips(m, name) for name in ("", than)]
-        low, high = max(size[0] for size, _ in curves), min(size[-1] for size, _ in curves)
-        if low > high:
-            return estimate([], at_least, unit="clips")
-        sizes = np.linspace(low, high, 33)
-        ours, theirs = (np.mean([[np.interp(x, size, gain) for gain in gains.T] for x in sizes], 0) for size, gains in curves)
-        return estimate(ours - theirs, at_least, unit="clips")
-
-    return test
-
-
-def _clips(m: Measurements, name: str, **knobs: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes (points,), rising, and SI-SDRi (points, clips) of the first trained separator."""
-    rows = m.rows(name or None, **knobs)
-    rows = rows[rows.replica == 0].sort_values("bytes")
-    return rows.bytes.to_numpy(), np.stack(m.samples(rows, "si_sdri")).astype(float)

@@ -55,7 +55,6 @@ from ...core.claims import better, bound
 from ...core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Part, Study
 from . import _separator_checks as checks
 from ._phases import dilated_by_phase, lower_by_phase, lower_with_zeros, transpose_by_phase
-from ._separator_checks import at_equal_bytes, per_clip
 from ._separator_lesson import SOLUTION, STUB, check_exercise, lanes_and_cycles
 from ._separator_pack import FORMAT, MACHINE, PackedSeparator
 from ._separator_prune import SPLIT, TARGETS, Quantised, compress, gradual, loud, narrow, sensitivity, shipped
@@ -151,13 +150,13 @@ def simulate(sep: PackedSeparator, sound: str | Path | np.ndarray, lanes: int = 
 
 
 def stored(kind: str, **settings) -> Contender:
-    """The fine-tuned nets of one kind of pruning (of the first trained separator)."""
-    return Contender(lambda removed, replica: shipped(removed, replica, kind), evidence="checkpoint", replicas=1, **settings)
+    """The fine-tuned nets of one kind of pruning."""
+    return Contender(lambda removed, replica: shipped(removed, replica, kind), evidence="checkpoint", **settings)
 
 
 def on(machine: Machine, lower: Callable = lower_by_phase, **settings) -> Contender:
     """The default net of one replica on another machine."""
-    return Contender(lambda replica: shipped(DEFAULT, replica, machine=machine, lower=lower), evidence="checkpoint", replicas=1, **settings)
+    return Contender(lambda replica: shipped(DEFAULT, replica, machine=machine, lower=lower), evidence="checkpoint", **settings)
 
 
 def _calibrated(replica: int) -> tuple[Separator, torch.Tensor]:
@@ -211,15 +210,15 @@ STUDY = Study(
         "dense, INT8": unpruned(Int8()),
         "dense, shifted FP8 E5M2": unpruned(Float8(5, 2), replicas=1),
         "dense float32": Contender(lambda replica: speech.dense(replica), "control", evidence="checkpoint"),
-        "separator at the paper's size": Contender(lambda replica: shipped(PAPER, replica), "paper", evidence="checkpoint", replicas=1),
+        "separator at the paper's size": Contender(lambda replica: shipped(PAPER, replica), "paper", evidence="checkpoint"),
         "dense array": on(ARRAY),
         "zeros inserted": on(MACHINE, lower_with_zeros),
     },
     ablations={
         "channels zeroed, not removed": Ablation("2 structured pruning", subject=SparseAccelerator(narrow=checks.silenced)),
-        "no fine-tuning": Ablation("3 unstructured pruning", Contender(untuned, evidence="checkpoint", replicas=1, grid=AT_DEFAULT)),
+        "no fine-tuning": Ablation("3 unstructured pruning", Contender(untuned, evidence="checkpoint", grid=AT_DEFAULT)),
         "positions not stored": Ablation("3 unstructured pruning", subject=SparseAccelerator(restore=checks.without_positions)),
-        "exponents not shifted": Ablation("4 shifted FP8", Contender(unshifted, evidence="checkpoint", replicas=1, grid=AT_DEFAULT),
+        "exponents not shifted": Ablation("4 shifted FP8", Contender(unshifted, evidence="checkpoint", grid=AT_DEFAULT),
                                           SparseAccelerator(format=Float8(shifted=False))),
         "subnormals flushed to zero": Ablation("4 shifted FP8", subject=SparseAccelerator(format=checks.FlushedFloat8())),
         "phases side by side": Ablation("5 dilated", subject=SparseAccelerator(lower=checks.side_by_side)),
@@ -243,19 +242,19 @@ STUDY = Study(
     claims=(
         Claim("a tenth of the bits", "With 72 % of the parameters removed the file is at most a tenth of the dense float32 file",
               bound("bytes_share", at_most=0.1, removed=DEFAULT)),
-        Claim("quality at a tenth of the bits", "… and SI-SDRi is at most 1.5 dB lower", per_clip("dense float32", at_least=-1.5, removed=DEFAULT),
+        Claim("quality at a tenth of the bits", "… and SI-SDRi is at most 1.5 dB lower", better("si_sdri", "dense float32", by=-1.5, removed=DEFAULT),
               reason="pruned nets get 80 fine-tuning steps a target here, and this net is 46 times smaller than the published Conv-TasNet (5.1 million)"),
         Claim("quality at the paper's size", "With 95.44 % of the parameters removed SI-SDRi is at most 1.5 dB lower",
-              per_clip("dense float32", at_least=-1.5, of="separator at the paper's size"), paper="−95.44 % model size (abstract)",
+              better("si_sdri", "dense float32", by=-1.5, of="separator at the paper's size"), paper="−95.44 % model size (abstract)",
               reason="4.56 % of this net are 5,000 parameters; the paper starts from a far larger net"),
         Claim("the paper's computation", "At that size MACs with non-zero weights are at most 6.12 % of the dense net's",
               bound("complexity_share", at_most=0.0612, of="separator at the paper's size"), paper="−93.88 % computation (abstract)"),
         Claim("both kinds against channels alone", "At equal bytes, channels and weights together are at most 0.2 dB below channels alone",
-              at_equal_bytes("structured only", at_least=-0.2)),
+              better("si_sdri", "structured only", by=-0.2, at_equal="bytes")),
         Claim("both kinds against weights alone", "At equal bytes, channels and weights together are at most 0.2 dB below weights alone",
-              at_equal_bytes("unstructured only", at_least=-0.2)),
+              better("si_sdri", "unstructured only", by=-0.2, at_equal="bytes")),
         Claim("still separates", "At a tenth of the bits the voices are still at least 5 dB nearer to the truth than the mixture",
-              per_clip(at_least=5, removed=DEFAULT)),
+              bound("si_sdri", at_least=5, removed=DEFAULT)),
         Claim("shifting helps this net", "Rounded without fine-tuning, shifted FP8 is at least 0.1 dB better than unshifted",
               better("si_sdri", "dense, FP8 without shift", by=0.1, of="dense, shifted FP8"),
               reason="after folding, this net's weights and activations lie within the standard range"),
