@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
+import torch
 
 from ...benches import vision
+from ...contracts.trace import forward
 from ...core.study import Contender
 from . import Pruned, fine_tuned
 from ._amc_operators import ChannelOperator
@@ -61,3 +66,10 @@ def with_operator(kind: type[ChannelOperator], solve) -> Contender:
         return _found("amc", macs_removed, BENCH.episodes, replica, replica, operator=operator)
 
     return Contender(make, evidence="checkpoint", replicas=3, grid=AT_HALF)
+
+
+def to_time() -> dict[str, Callable]:
+    """What the probe times: a batch of 32 through the dense network and through those with half and 30 % of its MACs."""
+    images = vision.calibration()[:32]
+    nets = {"dense": vision.dense(NET), **{f"{1 - removed:.0%} of the MACs": _found("amc", removed, BENCH.episodes, 0, 0).model for removed in FULL}}
+    return {name: torch.inference_mode()(partial(forward, net, images)) for name, net in nets.items()}

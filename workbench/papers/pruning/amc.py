@@ -53,14 +53,15 @@ from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
 from . import _amc_checks as checks
 from . import untouched
-from ._amc_contenders import AT_HALF, rule, searcher, tuned, with_operator
+from ._amc_contenders import AT_HALF, rule, searcher, to_time, tuned, with_operator
 from ._amc_environment import Environment, budget_wall, guaranteed
 from ._amc_operators import ChannelOperator, least_squares, weight_space
 from ._amc_record import BENCH, shuffled
 from ._amc_search import AMC, SearchResult, amc_search, in_stages
 from .ddpg import DDPG
 
-__all__ = ["AMC", "STUDY", "SearchResult", "amc_search", "in_stages"]
+__all__ = ["AMC", "PROBE", "STUDY", "SearchResult", "amc_search", "in_stages"]
+PROBE = to_time
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------------------------------------
