@@ -97,13 +97,15 @@ def race(paper: str | Study | Measurements, jobs: int | None = None, **mine: Con
     return sweep.require(sweep.race(stored.study, stored, min(jobs or live.jobs(), live.jobs()), **mine))
 
 
-def board(paper: str | Study | Measurements, against: str | None = None, over: tuple[float, float] | None = None, cost: str | None = None) -> pd.DataFrame:
+def board(paper: str | Study | Measurements, against: str | None = None, over: tuple[float, float] | None = None, cost: str | None = None,
+          contenders: Sequence[str] | None = None) -> pd.DataFrame:
     """The track's board: each contender's quality against ``against``'s (default: the paper's) at equal cost, averaged over the range of costs that both
-    measured (cut to ``over``), paired over replicas; best first. An interval that covers zero is a tie. Bounds are listed, not ranked."""
+    measured (cut to ``over``), paired over replicas; best first. An interval that covers zero is a tie. ``contenders``: only these, e.g. those tuned for equally many steps."""
     from .core.claims import better
+    from .core.summary import shown
 
     m = measurements(paper)
-    track, names = m.study.track, [name for name, c in m.study.field.items() if c.role != "ablation"]
+    track, names = m.study.track, shown(m.study, contenders)
     m, rows = m.standing_in(against or m.subject), []
     pinned = {knob.name: knob.default for knob in m.study.knobs[1:]}
     for name in names:
