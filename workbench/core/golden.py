@@ -48,7 +48,7 @@ def write(study: Study, m: Measurements, verdicts: list) -> Path:
     stored = sorted(lean, key=lambda s: (s.point.tier, s.point.contender, s.point.knobs, s.point.replica, s.point.seed))
     head = {"format": FORMAT, "paper": study.paper, "environment": environment(), "data": study.track.data_key(),
             "verdicts": {v.name: v.status for v in verdicts}}
-    lines = ",\n".join(json.dumps(item.to_json(), sort_keys=True) for item in stored)
+    lines = ",\n".join(json.dumps(item.to_json()) for item in stored)
     text = json.dumps(head, indent=1)[:-2] + ',\n "points": [\n' + lines + "\n]}\n"
     write_whole(path_of(study), text.encode())
     return path_of(study)

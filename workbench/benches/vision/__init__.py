@@ -69,7 +69,7 @@ def labelled(n: int = BATCHNORM_IMAGES, batch: int = 64) -> list[tuple[torch.Ten
 def right(model: nn.Module, split: str = "test", n: int | None = TEST_IMAGES) -> np.ndarray:
     """Right or wrong per image, bool (n,)."""
     images, labels = data.split(split).tensors(n)
-    answers = torch.cat([model(batch).argmax(1) for batch in images.split(250)])
+    answers = torch.cat([model(batch).argmax(1) for batch in images.split(125)])
     return (answers == labels).numpy()
 
 
@@ -91,10 +91,10 @@ def measure(thing, net: str) -> Result:
     """Accuracy after batch-norm re-estimation (the unpruned net is judged as it is), with MACs, parameters and the bytes of the file written."""
     model = thing if isinstance(thing, nn.Module) else thing.model
     cost = macs(model, EXAMPLE)
+    judged = copy.deepcopy(model).to(memory_format=torch.channels_last)
     if cost < _dense_macs(net):
-        model = copy.deepcopy(model)
-        reestimate_batchnorm(model, calibration())
-    correct = right(model)
+        reestimate_batchnorm(judged, calibration())
+    correct = right(judged)
     return Result({"accuracy": 100 * float(correct.mean()), "macs": cost / 1e6, "macs_share": cost / _dense_macs(net),
                    "params": parameters(model) / 1e3, "bytes": file_bytes(thing) / 1e3}, samples={"right": correct})
 

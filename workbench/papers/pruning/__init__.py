@@ -7,7 +7,7 @@ surgery, the re-estimation of batch-norm statistics and the fine-tuning are the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def _exhibits(groups: Sequence[ChannelGroup], scores: Mapping[str, torch.Tensor]
 
 def seeded(method: Any, seed: int) -> Any:
     """The method with this seed, if it has one."""
-    return replace(method, seed=seed) if "seed" in {f.name for f in fields(method)} else method
+    return replace(method, seed=seed) if is_dataclass(method) and "seed" in {f.name for f in fields(method)} else method
 
 
 def prune(method: Any, net: str = "vgg-small", tuned: bool = False, **settings: Any) -> Contender:

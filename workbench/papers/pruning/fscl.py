@@ -313,7 +313,7 @@ STUDY = Study(
         "FSCL cos": prune(FSCL("cos"), evidence="recorded"),
         "FSCL, uniform shares": prune(FSCL(mode="uniform"), evidence="recorded"),
         "L1": prune(L1()),
-        "random": prune(Random(), role="control", seeds=4),
+        "random": prune(Random(), role="control", seeds=2),
         "consumer norm": prune(ConsumerNorm()),
         "product of norms": prune(ProductNorm()),
         "dense": untouched(),
