@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 from . import registry
@@ -67,13 +67,12 @@ def families() -> None:
     display(HTML(f"{STYLE}<div class='wb'><table>{head}{rows}</table></div>"))
 
 
-def path(stops: Sequence[tuple[str, str]]) -> None:
-    """Shows a numbered path through papers: (id or short name, why to stop there); stops that are not implemented are grey."""
+def path() -> None:
+    """Shows the path of twelve stops through the papers; those that are not implemented are grey."""
     from IPython.display import HTML, display
 
     items = ""
-    for paper, why in stops:
-        entry = registry.find(paper)
+    for entry, why in registry.start_path():
         here = f' <code>explore("{entry.name}")</code>' if entry.implemented else " (not yet)"
         items += f"<li{'' if entry.implemented else ' style=opacity:.55'}><b>{escape(entry.title)}</b>{here}<br>{escape(why)}</li>"
     display(HTML(f"<ol>{items}</ol>"))

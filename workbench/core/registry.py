@@ -80,6 +80,12 @@ def _classics() -> list[Entry]:
     return entries
 
 
+def start_path() -> list[tuple[Entry, str]]:
+    """The twelve stops for newcomers, each with what is asked there (``start.csv``)."""
+    with open(ROOT / "start.csv", encoding="utf8", newline="") as handle:
+        return [(find(row["arxiv"]), row["question"]) for row in csv.DictReader(handle)]
+
+
 def implemented() -> list[Entry]:
     """The implemented papers (not classics), in catalogue order."""
     return [entry for entry in catalogue() if entry.implemented and entry.kind == "paper"]

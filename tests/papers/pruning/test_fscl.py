@@ -39,7 +39,8 @@ def test_branching_consumers_add():
     by_hand = torch.zeros(6)
     for reader in (model.left, model.right):
         q = reader.weight.detach().transpose(0, 1).flatten(2)
-        by_hand += torch.bmm(*(lambda a, b: (a, b.transpose(1, 2)))(*same_size(p, q))).abs().sum((1, 2))
+        written, read = same_size(p, q)
+        by_hand += torch.bmm(written, read.transpose(1, 2)).abs().sum((1, 2))
     assert torch.allclose(FSCL().scores([stem], model)["stem"], by_hand, rtol=1e-5)
 
 

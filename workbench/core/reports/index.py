@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -19,8 +18,7 @@ def index(state: Mapping[str, Mapping], folder: Path) -> str:
     """The page as HTML from what the other pages say (`state`) and the slider of the first stop of the path that slides."""
     entries = registry.catalogue()
     by_id = {entry.arxiv: entry for entry in entries}
-    with open(registry.ROOT / "start.csv", encoding="utf8", newline="") as handle:
-        stops = [(by_id[row["arxiv"]], row["question"]) for row in csv.DictReader(handle)]
+    stops = registry.start_path()
     pages = {page.removeprefix("papers/").removesuffix(".html"): said for page, said in state.items()
              if page.startswith("papers/") and (folder / page).exists()}
     ledger = sorted(({**verdict, "id": name, "paper": by_id[name].name or name} for name, said in pages.items() for verdict in said.get("verdicts", ())),
