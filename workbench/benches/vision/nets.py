@@ -11,7 +11,6 @@ VGG-small and ResNet-20 are sized for a laptop: one replica trains in about thre
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 CLASSES = 10
