@@ -126,7 +126,18 @@ def neutral(figure: go.Figure, height: int = 380) -> go.Figure:
                          hoverlabel={"bgcolor": "#222", "font_color": "#eee"}, legend={"font_size": 12})
     figure.update_xaxes(gridcolor=GRID, linecolor=GRID, zerolinecolor=GRID, automargin=True)
     figure.update_yaxes(gridcolor=GRID, linecolor=GRID, zerolinecolor=GRID, automargin=True)
+    for trace in figure.select_traces(selector={"type": "treemap"}):  # branches are see-through: their words are written on the page, not on a colour
+        branches = {*trace.parents}
+        trace.textfont.color = [INK if sector in branches else _on(fill) for sector, fill in zip(trace.ids or trace.labels, trace.marker.colors or (), strict=False)]
     return figure
+
+
+def _on(fill: str) -> str:
+    """Black or white, whichever reads better on ``#rrggbb``."""
+    if not str(fill).startswith("#") or len(fill) != 7:
+        return INK
+    red, green, blue = (int(fill[i:i + 2], 16) for i in (1, 3, 5))
+    return "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "#ffffff"
 
 
 def describe(m: Measurements, current: Mapping[str, float] | None = None, contenders: Sequence[str] | None = None, x: str | None = None,
