@@ -21,8 +21,8 @@ CELLS = ["""from workbench import explore
 
 page = explore("fscl", predict=False, stored_only=True)
 page""", """import ipywidgets, plotly.graph_objects as go
-from workbench.core import figures, summary
-from workbench.core.slider import GridSlider
+from workbench.views import figures, summary
+from workbench.views.slider import GridSlider
 
 knob = page.study.knobs[0]
 states = [{**page.state, knob.name: value} for value in knob.grid]

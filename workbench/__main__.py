@@ -20,7 +20,7 @@ def main(argv=None) -> int:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")
     try:
-        from workbench.core.cli import main as run
+        from workbench.cli import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("workbench"):
             raise

@@ -60,11 +60,11 @@ def _read(of: Study) -> Measurements:
 
 def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None = None, predict: bool = True, stored_only: bool | None = None,
             **knobs: float):
-    """The explorer of a paper (arXiv id, short name, study, or the measurements of a race); see `core.explorer.Explorer` for the arguments.
+    """The explorer of a paper (arXiv id, short name, study, or the measurements of a race); see `views.explorer.Explorer` for the arguments.
 
     ``explore("fscl", macs_removed=0.5)`` starts at that setting; the widget's last line is always the code that brings back what it shows.
     """
-    from .core.explorer import Explorer
+    from .views.explorer import Explorer
 
     return Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
 
@@ -73,7 +73,7 @@ def browse(family: str, *without: str) -> None:
     """The live papers of a family (but ``without`` these) behind one selector; without a kernel, one after the other."""
     from IPython.display import HTML, display
 
-    from .core.readout import static
+    from .views.readout import static
 
     entries = [entry for entry in registry.select(family) if not {entry.name, entry.arxiv} & set(without)]
     if static() or not entries:
@@ -102,7 +102,7 @@ def board(paper: str | Study | Measurements, against: str | None = None, over: t
     """The track's board: each contender's quality against ``against``'s (default: the paper's) at equal cost, averaged over the range of costs that both
     measured (cut to ``over``), paired over replicas; best first. An interval that covers zero is a tie. ``contenders``: only these, e.g. those tuned for equally many steps."""
     from .core.claims import better
-    from .core.summary import shown
+    from .views.summary import shown
 
     m = measurements(paper)
     track, names = m.study.track, shown(m.study, contenders)
@@ -132,7 +132,7 @@ def not_raced(family: str, track: str) -> pd.DataFrame:
 def ledger(what: str) -> pd.DataFrame:
     """Every claim of a paper, a family or ``all``, judged from the stored points, failures first: ``paper, claim, status, measured, low, high, margin,
     evidence, broken by, likely reason``. (``workbench check`` also runs the checks, and with ``--fresh`` measures everything anew.)"""
-    from .core.readout import Readout
+    from .views.readout import Readout
 
     rows = []
     for entry in registry.select(what):
@@ -158,8 +158,8 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
     from IPython import get_ipython
     from IPython.display import HTML, Code, Markdown, display
 
-    from .core import figures, summary
-    from .core.readout import STYLE, Readout, claims_table, plain
+    from .views import figures, summary
+    from .views.readout import STYLE, Readout, claims_table, plain
 
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:

@@ -1,12 +1,8 @@
 """One headless Chromium for all browser tests: the system's where there is one (playwright's own builds need a download)."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 
 @pytest.fixture(scope="session")

@@ -79,8 +79,8 @@ def register(setattr_):
 if __name__ == "__main__":  # `python -m tests.core.swept run swept`: the command line with this study in it
     from pathlib import Path
 
+    from workbench.cli import main
     from workbench.core import golden
-    from workbench.core.cli import main
 
     golden.FOLDER = Path(os.environ["WORKBENCH_CACHE"]).parent / "golden"
     register(setattr)

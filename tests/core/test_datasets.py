@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.core import cli, datasets
+from workbench import cli
+from workbench.core import datasets
 from workbench.core.study import StudyError
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.core import cli, probe
+from workbench import cli
+from workbench.core import probe
 from workbench.core.study import StudyError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,16 +3,12 @@
 import os
 import re
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 import report_tree
 
-from workbench.core.reports import notebooks, render
+from workbench.views.reports import notebooks, render
 
 PAPER = f"{report_tree.PAPER}.html"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from workbench.core.reports import notebooks, render
+from workbench.views.reports import notebooks, render
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SHIPPED = sorted(FOLDER.glob("*.ipynb"))

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .claims import estimate
-from .measurements import Measurements, Stored
-from .study import Study, StudyError
+from ..core.claims import estimate
+from ..core.measurements import Measurements, Stored
+from ..core.study import Study, StudyError
 
 
 def label(study: Study, name: str) -> str:

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from . import registry
-from .registry import ROOT, Entry
-from .setup import main as setup
-from .study import PROFILES, StudyError
+from .core import registry
+from .core.registry import ROOT, Entry
+from .core.setup import main as setup
+from .core.study import PROFILES, StudyError
 
 PAPER = "an arXiv id or a short name"
 MANY = f"{PAPER}, a family, or all"
@@ -89,8 +89,8 @@ def show(arguments) -> int:
 # ---------------------------------------------------------------------------------------------------------------------- measuring
 
 def run(arguments) -> int:
-    from . import claims, golden
-    from .sweep import require
+    from .core import claims, golden
+    from .core.sweep import require
 
     profile = arguments.profile or ("full" if arguments.golden else "quick")
     if arguments.golden and profile != "full":
@@ -117,7 +117,7 @@ def run(arguments) -> int:
 
 
 def check(arguments) -> int:
-    from . import claims, golden
+    from .core import claims, golden
 
     verdicts, bad = [], 0
     for entry in registry.select(arguments.what):
@@ -150,8 +150,8 @@ def check(arguments) -> int:
 
 def _measure(entry: Entry, profile: str, arguments):
     """The study and its sweep; points that failed are reported on stderr."""
-    from . import golden
-    from .sweep import sweep
+    from .core import golden
+    from .core.sweep import sweep
 
     if arguments.jobs is not None and arguments.jobs < 1:
         raise StudyError(f"--jobs must be at least 1, not {arguments.jobs}")
@@ -164,7 +164,7 @@ def _measure(entry: Entry, profile: str, arguments):
 
 
 def probe(arguments) -> int:
-    from . import probe
+    from .core import probe
 
     entry = registry.find(arguments.paper)
     study = entry.study()
@@ -180,13 +180,13 @@ def probe(arguments) -> int:
 
 
 def report(arguments) -> int:
-    from .reports import report
+    from .views.reports import report
 
     return report(arguments.what, fresh=arguments.fresh, out=arguments.out) or 0
 
 
 def data(arguments) -> int:
-    from . import datasets
+    from .core import datasets
 
     if arguments.action == "list":
         sets = {item.name: [other for other in datasets.manifest() if other.name == item.name] for item in datasets.manifest()}

@@ -13,10 +13,10 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.utils import PlotlyJSONEncoder
 
+from ..core.claims import Verdict, judge
+from ..core.measurements import Measurements
+from ..core.study import Study, StudyError
 from . import figures, summary
-from .claims import Verdict, judge
-from .measurements import Measurements
-from .study import Study, StudyError
 
 STYLE = """<style>.wb table{border-collapse:collapse;font-size:13px}.wb table caption{text-align:left}
 .wb table td,.wb table th{padding:2px 10px;text-align:left;line-height:1.4;border-bottom:1px solid rgba(128,128,128,.3)}

@@ -80,7 +80,8 @@ STUDY = Study(
 
 
 def make(folder: Path) -> Path:
-    shutil.copytree(PROJECT / "workbench" / "core", folder / "workbench" / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("core", "views"):
+        shutil.copytree(PROJECT / "workbench" / part, folder / "workbench" / part, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "catalog.csv", "start.csv"):
         shutil.copy(PROJECT / "workbench" / name, folder / "workbench" / name)
     for package in ("papers", "papers/pruning", "contracts", "benches"):
@@ -101,7 +102,7 @@ def notebook(folder: Path, name: str, *cells: str) -> Path:
 
 def start(folder: Path, before: str = "", **arguments) -> subprocess.Popen:
     """Starts ``report(**arguments)`` in ``folder``; ``before`` is code run ahead of it (to break something on purpose)."""
-    code = f"from workbench.core import reports\n{before}\nif __name__ == '__main__':\n    raise SystemExit(reports.report(**{arguments!r}))\n"
+    code = f"from workbench.views import reports\n{before}\nif __name__ == '__main__':\n    raise SystemExit(reports.report(**{arguments!r}))\n"
     (folder / "run_report.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(folder), "WORKBENCH_CACHE": str(folder / ".cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "run_report.py"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

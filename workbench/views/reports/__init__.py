@@ -23,11 +23,11 @@ from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 
-from .. import golden, registry
-from ..keys import code_key
-from ..measurements import write_whole
-from ..registry import ROOT, Entry
-from ..study import StudyError
+from ...core import golden, registry
+from ...core.keys import code_key
+from ...core.measurements import write_whole
+from ...core.registry import ROOT, Entry
+from ...core.study import StudyError
 
 PROJECT = ROOT.parent
 NOTEBOOKS, CHECKPOINTS, PROBES = PROJECT / "notebooks", PROJECT / "data" / "checkpoints", PROJECT / "data" / "probes"
@@ -107,7 +107,7 @@ class _Report:
 
     def _papers(self, todo: list[Entry], keys: dict[Entry, str]) -> None:
         """Measures what is to be measured now (on all cores), then makes the pages side by side, with one core left to the notebooks."""
-        from ..sweep import pool, sweep
+        from ...core.sweep import pool, sweep
 
         live: dict[Entry, tuple] = {}
         for entry in todo:
@@ -153,7 +153,7 @@ def _paper(entry: Entry, live: tuple | None, folder: Path, key: str) -> dict:
     """Makes one paper's page and CSV (in a worker) and returns what the index says of it. ``live``: points measured now, and failures."""
     import torch
 
-    from .. import claims, probe
+    from ...core import claims, probe
     from . import paper, render
 
     torch.set_num_threads(1)

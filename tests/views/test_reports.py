@@ -12,9 +12,10 @@ import report_tree
 import toy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench.core import figures, probe, registry, reports
+from workbench.core import probe, registry
 from workbench.core.measurements import Measurements
-from workbench.core.reports import index, paper, render
+from workbench.views import figures, reports
+from workbench.views.reports import index, paper, render
 
 
 @pytest.fixture(scope="module")

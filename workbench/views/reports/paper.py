@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import claims, figures, golden
-from ..measurements import Measurements, Stored
-from ..registry import ROOT, Entry
-from ..study import Study
-from ..sweep import path_of
+from ...core import claims, golden
+from .. import figures
+from ...core.measurements import Measurements, Stored
+from ...core.registry import ROOT, Entry
+from ...core.study import Study
+from ...core.sweep import path_of
 from . import render
 
 PICTURE_BYTES = 1_400_000

@@ -17,8 +17,9 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
-from . import figures, live, summary
-from .measurements import Measurements, Stored
+from ..core import live
+from ..core.measurements import Measurements, Stored
+from . import figures, summary
 from .readout import STYLE, Readout, claims_table, static
 from .slider import GridSlider
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from . import registry
+from ..core import registry
+from ..core.registry import Entry
 from .readout import STYLE, static
-from .registry import Entry
 
 HEAD = "<table><tr><th scope='col'>id</th><th scope='col'>title</th><th scope='col'>family</th><th scope='col'>year</th><th scope='col'>here</th></tr>"
 

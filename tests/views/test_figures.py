@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import pytest
 import toy
 
-from workbench.core import figures, summary
 from workbench.core.study import StudyError
+from workbench.views import figures, summary
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import toy
 
 import workbench
 from workbench import api
-from workbench.core import explorer, live
-from workbench.core.explorer import Explorer
+from workbench.core import live
 from workbench.core.measurements import Stored, write_point
 from workbench.core.study import Contender, StudyError, measure
+from workbench.views import explorer
+from workbench.views.explorer import Explorer
 
 
 @pytest.fixture(scope="module")

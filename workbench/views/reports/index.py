@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import registry
+from ...core import registry
 from . import render
 
 ORDER = ("red", "not reproduced", "undecided", "needs hardware", "holds", "green")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench.core import cli, golden, registry, setup
+from workbench import cli
+from workbench.core import golden, registry, setup
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"paper", "family", "what", "text", "kind", "status", "measured", "margin", "interval", "evidence", "broken_by"}
 
 

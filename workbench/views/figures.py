@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from .measurements import Measurements
-from .study import Study
+from ..core.measurements import Measurements
+from ..core.study import Study
 from .summary import axes, groups_of, label, marks, more_is_better, number, setting, shown, table
 
 INK, GRID = "#767676", "rgba(128,128,128,0.22)"
