@@ -14,12 +14,12 @@ import wirings
 from torch import nn
 
 from workbench.benches.vision.nets import NETS
-from workbench.contracts import artifact
-from workbench.contracts.artifact import ArtifactError
-from workbench.contracts.graph import GraphNet, NotCapturable, capture
+from workbench.contracts.files import artifact
+from workbench.contracts.files.artifact import ArtifactError
+from workbench.contracts.files.graph import GraphNet, NotCapturable, capture
+from workbench.contracts.files.storage import describe, fit
 from workbench.contracts.model import compress, inputs_and_labels, load, packed_bytes, save_model
-from workbench.contracts.storage import describe, fit
-from workbench.contracts.surgery import channel_groups, forward, macs, parameters, remove
+from workbench.contracts.structure.surgery import channel_groups, forward, macs, parameters, remove
 
 IMAGES = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 LABELS = torch.arange(24) % 5

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from workbench.benches import vision
-from workbench.contracts.artifact import ArtifactError, read, save
-from workbench.contracts.sparse import decode, encode, load_sparse, save_sparse
-from workbench.contracts.storage import packed_bytes
+from workbench.contracts.files.artifact import ArtifactError, read, save
+from workbench.contracts.files.sparse import decode, encode, load_sparse, save_sparse
+from workbench.contracts.files.storage import packed_bytes
 
 
 def zeros(shape, share, block, seed=0):

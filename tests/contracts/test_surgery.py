@@ -10,7 +10,7 @@ import wirings
 from torch import nn
 
 from workbench.benches.vision.nets import NETS
-from workbench.contracts.surgery import (
+from workbench.contracts.structure.surgery import (
     channel_groups,
     forward,
     left_alone,
@@ -83,7 +83,7 @@ def test_masked_equals_removed_and_macs_are_those_predicted(name, mode):
 
 @pytest.mark.parametrize("name", ["vgg-small", "resnet20", "mobilenet", "flatten-vgg", "dense", "branches", "vit", "regnet"])
 def test_prediction_is_exact_for_any_choice(name):
-    from workbench.contracts.surgery import _Predictor
+    from workbench.contracts.structure.surgery import _Predictor
     build, example = CASES[name]
     model = build()
     groups = channel_groups(model, example)
@@ -101,8 +101,10 @@ def test_ratio_is_met_within_one_unit(name, ratio):
     model = NETS[name]().eval()
     groups = channel_groups(model, IMAGES)
     drop = select(groups, magnitude(groups), model, IMAGES, ratio)
-    dense = macs(model, IMAGES)
-    assert abs(1 - macs(remove(model, drop, IMAGES, groups), IMAGES) / dense - ratio) < .02
+    layers = macs_by_layer(model, IMAGES)
+    dense = sum(layers.values())
+    unit = max(sum(layers[m.name] for m in g.members if m.name in layers) / g.size for g in groups) / dense  # the dearest; a LeNet has few
+    assert abs(1 - macs(remove(model, drop, IMAGES, groups), IMAGES) / dense - ratio) < max(.02, unit / 2)
 
 
 def test_wiring_of_a_residual_stream():

@@ -2,8 +2,7 @@
 
     result = compress(model, L1(), ratio=.5, data=loader, evaluate=accuracy, finetune_steps=200)
     print(result.report)            # quality, parameters, bytes, MACs, latency, before and after
-    result.save("small.wb")
-    net = load("small.wb")          # in another process, without the class
+    result.save("small.wb"); net = load("small.wb")         # in another process, without the class
 
 A method is any object with one of two functions (:class:`StructuredMethod`, :class:`GeneralMethod`); a paper implements the one that fits.
 
@@ -16,27 +15,26 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..core.claims import Estimate, estimate
-from .channels import ChannelGroup, channel_groups, check_finite
-from .macs import check_runs, macs, parameters
-from .storage import load, packed_bytes, save_model
-from .surgery import reestimate_batchnorm, remove, select
-from .trace import forward, shape_text
+from .files.storage import load, packed_bytes, save_model
+from .structure.channels import ChannelGroup, channel_groups, check_finite
+from .structure.macs import check_runs, macs, parameters
+from .structure.surgery import reestimate_batchnorm, remove, select
+from .structure.trace import forward
+from .structure.tuning import batches, finetune, first, inputs_and_labels
 
 __all__ = ["Compressed", "GeneralMethod", "Report", "StructuredMethod", "compress", "finetune", "inputs_and_labels", "load", "packed_bytes", "save_model"]
 
 
 class StructuredMethod(Protocol):
-    """Scores channels; the contract does the rest. May also set ``mode`` ("global", "uniform"; see ``select``) and ``coupled`` (True: residual
-    streams are pruned too)."""
+    """Scores channels; the contract does the rest. May set ``mode`` (see ``select``) and ``coupled`` (True: residual streams are pruned too)."""
 
     def scores(self, groups: list[ChannelGroup], model: nn.Module, data: Iterable | None) -> Mapping[str, Tensor]:
         """Group name -> (size,), higher is kept. ``data``: the loader handed to :func:`compress`; ``model`` must be left as it was."""
@@ -51,8 +49,7 @@ class GeneralMethod(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """Before and after, as measured. ``quality``: what ``evaluate`` returned (its mean); ``gain``: after − before, with a 90 % interval where
-    ``evaluate`` gives one value per sample; ``latency``: what ``probe`` returned."""
+    """Before and after, as measured. ``gain`` in quality has a 90 % interval where ``evaluate`` gives a value per sample; ``latency``: ``probe``'s."""
 
     parameters: tuple[int, int]
     bytes: tuple[int, int]
@@ -76,7 +73,6 @@ class Report:
 @dataclass(frozen=True)
 class Compressed:
     """The smaller network with its report; ``dropped``: group name -> units taken out (structured methods)."""
-
     model: nn.Module
     report: Report
     example: Any = field(repr=False)
@@ -85,53 +81,6 @@ class Compressed:
     def save(self, path: str | os.PathLike) -> int:
         """Write the artefact, return its bytes."""
         return save_model(path, self.model, self.example)
-
-
-def inputs_and_labels(batch: Any) -> tuple[Any, Tensor | None]:
-    """What a loader yields — a tensor, (inputs, labels), or a Hugging Face dict with "labels" — as (inputs for ``forward``, labels or None)."""
-    if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key != "labels"}, batch.get("labels")
-    if isinstance(batch, (tuple, list)):
-        return batch[0], batch[1] if len(batch) > 1 else None
-    return batch, None
-
-
-def _first(inputs: Any, n: int = 2) -> Any:
-    return {k: v[:n] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[:n]
-
-
-def _batches(data: Iterable) -> Iterator[tuple[Any, Tensor | None]]:
-    empty = True
-    for batch in data:
-        empty = False
-        yield inputs_and_labels(batch)
-    if empty:
-        raise ValueError("data: the loader yields no batch")
-
-
-def finetune(model: nn.Module, data: Iterable, steps: int, learning_rate: float = 1e-3) -> None:
-    """``steps`` steps of AdamW with a cosine schedule on the loader's labels (cross-entropy), in place; the loader is repeated as needed."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
-    done = 0
-    while done < steps:
-        for inputs, labels in _batches(data):
-            if labels is None:
-                raise ValueError("data: fine-tuning needs batches of (inputs, labels)")
-            try:
-                loss = nn.functional.cross_entropy(forward(model, inputs), labels)
-            except (RuntimeError, IndexError) as error:
-                raise ValueError(f"data: inputs of {shape_text(inputs)} and labels of {shape_text(labels)} do not fit the model: {error}") from error
-            if not torch.isfinite(loss):
-                raise ValueError(f"finetune_steps: the loss is {loss.item()} at step {done}; are the inputs finite?")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (done := done + 1) == steps:
-                break
-    model.eval()
 
 
 def _judge(evaluate: Callable, model: nn.Module, when: str) -> np.ndarray:
@@ -165,12 +114,12 @@ def compress(model: nn.Module, method: StructuredMethod | GeneralMethod, ratio: 
     check_finite(model)
     model = copy.deepcopy(model).eval()
     if data is not None:
-        inputs, _ = next(_batches(data))
+        inputs, _ = next(batches(data))
         try:
-            check_runs(model, _first(inputs))
+            check_runs(model, first(inputs))
         except ValueError as error:
             raise ValueError(f"data: the model does not run on the first batch: {error}") from error
-        example = _first(inputs) if example is None else example
+        example = first(inputs) if example is None else example
     if example is None:
         raise ValueError("example: hand in a batch of inputs, or data")
     cost = macs(model, example)
@@ -187,7 +136,7 @@ def compress(model: nn.Module, method: StructuredMethod | GeneralMethod, ratio: 
     if finetune_steps:
         finetune(small, data, finetune_steps)
     if data is not None and (finetune_steps or dropped):
-        reestimate_batchnorm(small, (inputs for inputs, _ in _batches(data)))
+        reestimate_batchnorm(small, (inputs for inputs, _ in batches(data)))
     small.eval()
     after = _judge(evaluate, small, "after") if evaluate else None
     gain = None

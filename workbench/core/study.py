@@ -21,6 +21,7 @@ import numpy as np
 ROLES = ("paper", "rival", "bound", "control", "ablation")
 EVIDENCE = ("live", "checkpoint", "recorded")
 PROFILES = ("quick", "full")
+QUICK_REPLICAS = 3
 
 
 class StudyError(ValueError):
@@ -266,7 +267,8 @@ class Study:
         return [knob for knob in self.knobs if knob.name in self.field[contender].arguments]
 
     def points(self, profile: str = "quick", contenders: Sequence[str] | None = None, tier: str = "embedded") -> list[Point]:
-        """The design: one knob varies at a time, the others stay at their defaults. Ablations are measured at the quick values only."""
+        """The design: one knob varies at a time, the others stay at their defaults. Ablations are measured at the quick values only; ``quick`` measures
+        at most three replicas, ``full`` all of them."""
         if profile not in PROFILES:
             raise StudyError(f"profile must be one of {', '.join(PROFILES)}, not {profile!r}")
         points: dict[Point, None] = {}
@@ -279,7 +281,7 @@ class Study:
             settings = [defaults] if not knobs else [
                 {**defaults, knob.name: value} for knob in knobs
                 for value in contender.grid.get(knob.name) or (knob.grid if profile == "full" and contender.role != "ablation" else knob.quick)]
-            replicas = min(contender.replicas or self.track.replicas, self.track.replicas)
+            replicas = min(contender.replicas or self.track.replicas, self.track.replicas, QUICK_REPLICAS if profile == "quick" else self.track.replicas)
             for setting in settings:
                 for replica in range(replicas):
                     for seed in range(contender.seeds):

@@ -11,7 +11,7 @@ from torch import nn
 from workbench.benches.vision import data
 from workbench.benches.vision.nets import VGGSmall
 from workbench.contracts.model import compress
-from workbench.contracts.surgery import macs, parameters
+from workbench.contracts.structure.surgery import macs, parameters
 from workbench.papers.pruning import _amc_checks as checks
 from workbench.papers.pruning import _amc_record as record
 from workbench.papers.pruning._amc_operators import ChannelOperator, channel_space, latency_table

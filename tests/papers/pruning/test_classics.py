@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from workbench.benches import vision
-from workbench.contracts.surgery import channel_groups
+from workbench.contracts.structure.surgery import channel_groups
 from workbench.papers.pruning import inside_blocks
 from workbench.papers.pruning.classics import L1, L2, BatchNormScale, Clusters, Random
 from workbench.papers.pruning.classics_of_data import CRITERIA, OBD, SNIP, Activation, Taylor, ThiNet, criterion

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from workbench.benches import vision
-from workbench.contracts.surgery import channel_groups
+from workbench.contracts.structure.surgery import channel_groups
 from workbench.papers.pruning import inside_blocks, score_and_remove
 from workbench.papers.pruning.fscl import FSCL, batchnorm_scales, kernels, same_size
 

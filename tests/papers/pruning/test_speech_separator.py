@@ -9,7 +9,7 @@ from torch import nn
 
 from workbench.benches.speech import data, wav
 from workbench.benches.speech.nets import Separator, fold
-from workbench.contracts.artifact import ArtifactError
+from workbench.contracts.files.artifact import ArtifactError
 from workbench.papers.pruning import speech_separator as paper
 from workbench.papers.pruning._phases import lower_by_phase, lower_with_zeros, zero_inserted
 from workbench.papers.pruning._separator_pack import PackedSeparator, pack_positions, position_bytes, unpack_positions
@@ -281,7 +281,7 @@ def test_files_that_contradict_themselves_are_refused(packed, change):
 
 
 def test_another_kind_of_artefact_is_refused(tmp_path):
-    from workbench.contracts import artifact
+    from workbench.contracts.files import artifact
 
     artifact.save(tmp_path / "a", {"x": torch.zeros(1)}, {"kind": "something else"})
     with pytest.raises(ArtifactError, match="something else, not a packed separator"):

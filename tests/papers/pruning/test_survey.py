@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from workbench.benches import vision
-from workbench.contracts.sparse import load_sparse
-from workbench.contracts.surgery import channel_groups, macs
+from workbench.contracts.files.sparse import load_sparse
+from workbench.contracts.structure.surgery import channel_groups, macs
 from workbench.core import registry
 from workbench.papers.pruning import procedures, survey
 from workbench.papers.pruning.classics import weights
@@ -93,7 +93,7 @@ def test_dropping_takes_the_harmless_block():
 def test_predicted_macs_are_those_of_the_rebuilt_net():
     model = vision.dense("mobilenet")
     groups = [g for g in channel_groups(model, vision.EXAMPLE) if not g.coupled]
-    from workbench.contracts.surgery import macs_by_layer
+    from workbench.contracts.structure.surgery import macs_by_layer
     predicted = macs_left(groups, macs_by_layer(model, vision.EXAMPLE), {g.name: 0.5 for g in groups})
     assert predicted == pytest.approx(macs(prune(model, "l1", ratio=0.5, example=vision.EXAMPLE).model, vision.EXAMPLE), rel=1e-6)
 
@@ -102,7 +102,7 @@ def test_search_spends_no_more_macs_and_is_never_worse_on_its_own_data():
     model, data = vision.dense("vgg-small"), few()
     groups = channel_groups(model, vision.EXAMPLE)
     scores = Pruner("l1").scores(groups, model)
-    from workbench.contracts.surgery import macs_by_layer
+    from workbench.contracts.structure.surgery import macs_by_layer
     from workbench.papers.pruning.granularity import _pruned_loss
     layers, equal = macs_by_layer(model, vision.EXAMPLE), {g.name: 0.3 for g in groups}
     best = searched(groups, scores, 0.3, model, vision.EXAMPLE, data, policies=5)

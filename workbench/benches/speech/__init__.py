@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ...contracts.artifact import pack
+from ...contracts.files.artifact import pack
 from ...contracts.machine import Counters, Machine
 from ...core.study import Metric, Result, Track
 from .. import CHECKPOINTS

@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...contracts.model import packed_bytes
-from ...contracts.surgery import macs, parameters, reestimate_batchnorm
+from ...contracts.structure.surgery import macs, parameters, reestimate_batchnorm
 from ...core.study import Metric, Result, StudyError, Track
 from .. import CHECKPOINTS
 from . import data
+from .lenet import source as images_of
 from .nets import NETS
 
 EXAMPLE = torch.zeros(1, 3, data.SIDE, data.SIDE)
 TEST_IMAGES = 500
 BATCHNORM_IMAGES = 256
-REPLICAS = {"vgg-small": 5, "resnet20": 3, "mobilenet": 3}
+REPLICAS = {"vgg-small": 5, "resnet20": 3, "mobilenet": 3, "lenet5": 3, "lenet5-five": 3, "lenet300": 3}
 
 METRICS = {
     "accuracy": Metric("accuracy (%)"),
@@ -54,21 +55,21 @@ def dense(net: str, replica: int = 0) -> nn.Module:
 
 
 @lru_cache(maxsize=2)
-def calibration(n: int = BATCHNORM_IMAGES) -> torch.Tensor:
-    """The first ``n`` training images (n, 3, 32, 32), for batch-norm statistics and data-driven scores."""
-    return data.split("train").tensors(n)[0]
+def calibration(n: int = BATCHNORM_IMAGES, net: str = "") -> torch.Tensor:
+    """The first ``n`` training images of ``net`` (n, 3, 32, 32), for batch-norm statistics and data-driven scores."""
+    return images_of(net, "train").tensors(n)[0]
 
 
-def labelled(n: int = BATCHNORM_IMAGES, batch: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first ``n`` training images with labels, in batches: what a data-driven score may look at."""
-    images, labels = data.split("train").tensors(n)
+def labelled(n: int = BATCHNORM_IMAGES, batch: int = 64, net: str = "") -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The first ``n`` training images of ``net`` with labels, in batches: what a data-driven score may look at."""
+    images, labels = images_of(net, "train").tensors(n)
     return list(zip(images.split(batch), labels.split(batch)))
 
 
 @torch.no_grad()
-def right(model: nn.Module, split: str = "test", n: int | None = TEST_IMAGES) -> np.ndarray:
-    """Right or wrong per image, bool (n,)."""
-    images, labels = data.split(split).tensors(n)
+def right(model: nn.Module, split: str = "test", n: int | None = TEST_IMAGES, net: str = "") -> np.ndarray:
+    """Right or wrong per image of ``net``'s split, bool (n,)."""
+    images, labels = images_of(net, split).tensors(n)
     answers = torch.cat([model(batch).argmax(1) for batch in images.split(125)])
     return (answers == labels).numpy()
 
@@ -93,8 +94,8 @@ def measure(thing, net: str) -> Result:
     cost = macs(model, EXAMPLE)
     judged = copy.deepcopy(model).to(memory_format=torch.channels_last)
     if cost < _dense_macs(net):
-        reestimate_batchnorm(judged, calibration())
-    correct = right(judged)
+        reestimate_batchnorm(judged, calibration(net=net))
+    correct = right(judged, net=net)
     return Result({"accuracy": 100 * float(correct.mean()), "macs": cost / 1e6, "macs_share": cost / _dense_macs(net),
                    "params": parameters(model) / 1e3, "bytes": file_bytes(thing) / 1e3}, samples={"right": correct})
 
@@ -115,3 +116,6 @@ VGG_MACS = _track("vgg-small", "macs", "VGG-small, accuracy against multiply-acc
 VGG_BYTES = _track("vgg-small", "bytes", "VGG-small, accuracy against bytes of the file")
 RESNET_MACS = _track("resnet20", "macs", "ResNet-20, accuracy against multiply-accumulates")
 MOBILENET_MACS = _track("mobilenet", "macs", "MobileNet, accuracy against multiply-accumulates")
+LENET5_BYTES = _track("lenet5", "bytes", "LeNet-5, accuracy against bytes of the file")
+LENET5_FIVE_BYTES = _track("lenet5-five", "bytes", "LeNet-5 on five digits, accuracy against bytes of the file")
+LENET300_BYTES = _track("lenet300", "bytes", "LeNet-300-100 on clean digits, accuracy against bytes of the file")

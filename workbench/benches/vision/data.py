@@ -120,14 +120,21 @@ def split(name: str) -> Split:
     return made
 
 
-def generate(name: str) -> Split:
-    """The split, made from the packages' digits and photographs."""
+def turned_digits(name: str) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+    """The digits of a split, turned, scaled and shifted, on black: uint8 (n, 32, 32), labels (n,), and the generator as they left it."""
     from sklearn.datasets import load_digits
 
-    n, bundle = SPLITS[name], load_digits()
+    bundle = load_digits()
     order = np.random.Generator(np.random.PCG64(7)).permutation(len(bundle.target))[DIGITS[name]]
     rng = np.random.Generator(np.random.PCG64([11, list(SPLITS).index(name)]))
-    digits, index = _digits(rng, bundle.images[order].astype(np.int64), n)
+    digits, index = _digits(rng, bundle.images[order].astype(np.int64), SPLITS[name])
+    return digits, bundle.target[order][index].astype(np.int64), rng
+
+
+def generate(name: str) -> Split:
+    """The split, made from the packages' digits and photographs."""
+    n = SPLITS[name]
+    digits, labels, rng = turned_digits(name)
     images = np.empty((n, 3, SIDE, SIDE), np.uint8)
     photos, which = photographs(), rng.integers(0, len(PHOTOS), n)
     where = rng.integers(0, 1 << 20, (n, 2))
@@ -138,7 +145,7 @@ def generate(name: str) -> Split:
         x = left + where[i, 1] % (right - left - SIDE + 1)
         patch = photo[y:y + SIDE, x:x + SIDE].transpose(2, 0, 1)
         images[i] = np.maximum(patch, digits[i]) - np.minimum(patch, digits[i])
-    return Split(images, bundle.target[order][index].astype(np.int64))
+    return Split(images, labels)
 
 
 def fingerprint(part: Split) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...benches import vision
 from ...benches.vision.recipe import train
-from ...contracts.surgery import ChannelGroup, channel_groups, reestimate_batchnorm, remove, select
+from ...contracts.structure.surgery import ChannelGroup, channel_groups, reestimate_batchnorm, remove, select
 from ...core.study import Contender
 
 TUNING_STEPS, TUNING_RATE = 60, 2e-3

@@ -11,8 +11,8 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
 from ...benches import vision
-from ...contracts.storage import fit
-from ...contracts.surgery import macs, mask, parameters
+from ...contracts.files.storage import fit
+from ...contracts.structure.surgery import macs, mask, parameters
 from ...core.study import Outcome
 from ._amc_environment import Environment, LatencyTable, budgeted, guaranteed
 from ._amc_operators import ChannelOperator, channel_space, patches, responses
@@ -75,7 +75,7 @@ def plain_removal(gram: Tensor, cross: Tensor, weight: Tensor) -> Tensor:
 
 
 def padded(operator: ChannelOperator, counts, masked: nn.Module) -> dict[str, Tensor]:
-    """The state of a masked network (see `contracts.surgery.mask`) with the refitted weights written between its zeros."""
+    """The state of a masked network (see `contracts.structure.surgery.mask`) with the refitted weights written between its zeros."""
     state = dict(masked.state_dict())
     for name, (i, _) in operator.feeds.items():
         if counts[i] < operator.groups[i].size:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...benches import vision
-from ...contracts.trace import forward
+from ...contracts.structure.trace import forward
 from ...core.study import Contender
 from . import Pruned, fine_tuned
 from ._amc_operators import ChannelOperator

@@ -2,7 +2,7 @@
 
     layer t ──► state (11 numbers) ──► action a ──► budget wall ──► channels kept ──► next layer … ──► operator 7 ──► reward
 
-A *choice* is what one action decides: the input channels of a layer, with everything coupled to them (`contracts.channels`), or, in
+A *choice* is what one action decides: the input channels of a layer, with everything coupled to them (`contracts.structure.channels`), or, in
 fine-grained mode, the density of one layer's weights. `counts` holds, for each choice, how many channels (weights) stay.
 """
 
@@ -16,7 +16,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
-from ...contracts.surgery import forward
+from ...contracts.structure.surgery import forward
 
 Counts = Sequence[int]
 

@@ -22,8 +22,8 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...contracts.storage import fit
-from ...contracts.surgery import ChannelGroup, Member, channel_groups, forward, macs_by_layer
+from ...contracts.files.storage import fit
+from ...contracts.structure.surgery import ChannelGroup, Member, channel_groups, forward, macs_by_layer
 from ._amc_environment import Cost, Counts, LatencyTable, Layer, Space
 
 PRUNABLE = (nn.Conv2d, nn.Linear)
@@ -144,7 +144,7 @@ class ChannelOperator:
         return self.solved[name, count]
 
     def dropped(self, counts: Counts) -> dict[str, Tensor]:
-        """Group name -> units to remove (see `contracts.surgery.remove`)."""
+        """Group name -> units to remove (see `contracts.structure.surgery.remove`)."""
         return {g.name: order[count:] for g, order, count in zip(self.groups, self.order, counts, strict=True) if count < g.size}
 
     def tensors(self, counts: Counts) -> dict[str, Tensor]:

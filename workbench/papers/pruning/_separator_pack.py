@@ -16,8 +16,8 @@ import torch
 
 from ...benches.speech import data, wav
 from ...benches.speech.nets import Separator
-from ...contracts import artifact
-from ...contracts.artifact import ArtifactError
+from ...contracts.files import artifact
+from ...contracts.files.artifact import ArtifactError
 from ...contracts.machine import Counters, Energy, Layer, Machine, simulate
 from ._phases import lower_by_phase
 from ._shifted_fp8 import Float8, Int8

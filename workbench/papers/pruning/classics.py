@@ -47,8 +47,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...contracts.channels import ChannelGroup
-from ...contracts.trace import CONV
+from ...contracts.structure.channels import ChannelGroup
+from ...contracts.structure.trace import CONV
 
 LAYERS = (CONV, nn.Linear)
 

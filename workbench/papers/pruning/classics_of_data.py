@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...contracts.channels import ChannelGroup, Member
 from ...contracts.model import inputs_and_labels
-from ...contracts.surgery import forward
+from ...contracts.structure.channels import ChannelGroup, Member
+from ...contracts.structure.surgery import forward
 from .classics import FPGM, L1, L2, BatchNormScale, Clusters, ConsumerNorm, OfWeights, ProductNorm, Random, weights
 
 # --- gradients ----------------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...benches.vision import file_bytes
 from ...contracts.model import inputs_and_labels
-from ...contracts.surgery import channel_groups, forward, macs, parameters, reestimate_batchnorm
+from ...contracts.structure.surgery import channel_groups, forward, macs, parameters, reestimate_batchnorm
 from . import Pruned, inside_blocks
 from .classics import LAYERS
 from .classics_of_data import CRITERIA, batches

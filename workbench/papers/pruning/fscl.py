@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...benches import vision
-from ...contracts.surgery import ChannelGroup, Member, channel_groups, macs, mask, reestimate_batchnorm, remove, select
+from ...contracts.structure.surgery import ChannelGroup, Member, channel_groups, macs, mask, reestimate_batchnorm, remove, select
 from ...core.claims import better
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Outcome, Part, Study
 from . import from_scratch, prune, score_and_remove, untouched

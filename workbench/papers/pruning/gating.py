@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...contracts.channels import channel_groups
+from ...contracts.structure.channels import channel_groups
 from . import Pruned, inside_blocks
 from .granularity import check_ratio, percent
 

@@ -2,7 +2,7 @@
 
     criterion ──► one value per unit ──► allocation: how many units each layer loses ──► zeros (stored sparsely) or smaller tensors
 
-Only channels and blocks make the dense network smaller; the rest leaves zeros, whose gain is bytes (`contracts.sparse`), not multiply–accumulates.
+Only channels and blocks make the dense network smaller; the rest leaves zeros, whose gain is bytes (`contracts.files.sparse`), not multiply–accumulates.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...contracts.channels import ChannelGroup, channel_groups, check_finite
+from ...contracts.files.sparse import save_sparse
 from ...contracts.model import inputs_and_labels
-from ...contracts.sparse import save_sparse
-from ...contracts.surgery import forward, macs_by_layer, reestimate_batchnorm, remove
+from ...contracts.structure.channels import ChannelGroup, channel_groups, check_finite
+from ...contracts.structure.surgery import forward, macs_by_layer, reestimate_batchnorm, remove
 from . import Pruned, inside_blocks
 from .classics import LAYERS
 from .classics_of_data import batches, criterion

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...benches import vision
 from ...benches.vision.recipe import batches
-from ...contracts.surgery import reestimate_batchnorm
+from ...contracts.structure.surgery import reestimate_batchnorm
 from . import Pruned
 from .classics import L1, weights
 from .granularity import Pruner, Sparse, apply_masks, keep, percent

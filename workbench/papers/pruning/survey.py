@@ -42,8 +42,8 @@ import pandas as pd
 import torch
 
 from ...benches import vision
-from ...contracts.sparse import save_sparse
-from ...contracts.surgery import channel_groups, forward, remove, select
+from ...contracts.files.sparse import save_sparse
+from ...contracts.structure.surgery import channel_groups, forward, remove, select
 from ...core.claims import Estimate, better, estimate
 from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study

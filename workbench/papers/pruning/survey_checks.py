@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ...benches import vision
 from ...benches.vision.nets import BasicBlock
-from ...contracts.sparse import load_sparse
-from ...contracts.surgery import channel_groups, macs, mask, parameters, reestimate_batchnorm, remove
+from ...contracts.files.sparse import load_sparse
+from ...contracts.structure.surgery import channel_groups, macs, mask, parameters, reestimate_batchnorm, remove
 from ...core.study import Outcome
 from . import Pruned
 from .classics_of_data import CRITERIA, OBD, ThiNet, criterion

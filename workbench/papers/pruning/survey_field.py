@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from ...benches import vision
-from ...contracts.surgery import channel_groups, reestimate_batchnorm
+from ...contracts.structure.surgery import channel_groups, reestimate_batchnorm
 from ...core.study import Contender
 from . import Pruned, inside_blocks, procedures
 from .classics import Random

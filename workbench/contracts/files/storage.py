@@ -2,7 +2,7 @@
 
     class          a network of the workbench: its class and ``config()``
     transformers   a model of that library: class and configuration; layers shrink to the stored shapes
-    graph          any other: the captured operations (:mod:`workbench.contracts.graph`)
+    graph          any other: the captured operations (:mod:`workbench.contracts.files.graph`)
     weights        what none of these restores: ``load(path, model=the network before compression)``
 
 :func:`describe` takes the first form whose outputs on ``example`` equal the model's to the last bit.
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..structure.trace import CONV, forward
 from .artifact import Artifact, ArtifactError, read, save
 from .graph import GraphNet, NotCapturable, capture
-from .trace import CONV, forward
 
 REMOTE = ("auto_map", "use_pretrained_backbone", "quantization_config", "trust_remote_code", "use_kernels")
 

@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from ..core.measurements import write_whole
+from ...core.measurements import write_whole
 
 MAGIC = b"\x89WBENCH\n"
 VERSION = 1

@@ -6,7 +6,7 @@
 A *unit* is what is removed at once: usually one channel; behind a grouped convolution one channel of each of its groups; before a flatten it
 owns H·W columns of the linear layer. The edges come from torch-pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023, section 3); the
 units are the connected components of the channels along them. A layer that cannot be pruned safely (network input and output, attention heads,
-channel shuffles, …) is left out; :func:`left_alone` says why. Removing channels: :mod:`workbench.contracts.surgery`.
+channel shuffles, …) is left out; :func:`left_alone` says why. Removing channels: :mod:`workbench.contracts.structure.surgery`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 A *block* is one weight, a kernel row, a two-dimensional kernel or a whole filter (the trailing 0, 1, 2, … dimensions), or a column: what all filters
 read from one position of one input channel. A structure in the zeros is found and paid for once. All bytes are those of a file really written
-(:mod:`workbench.contracts.artifact`), and reading it gives the same tensors bit for bit.
+(:mod:`workbench.contracts.files.artifact`), and reading it gives the same tensors bit for bit.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""How compressed things are written: one checked container, networks as graphs, dense and sparse storage."""

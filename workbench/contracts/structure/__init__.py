@@ -1,0 +1,1 @@
+"""How a network is read, counted and cut: trace → channel groups → surgery, and its multiply–accumulates."""
