@@ -28,7 +28,7 @@ from .nets import NETS
 EXAMPLE = torch.zeros(1, 3, data.SIDE, data.SIDE)
 TEST_IMAGES = 500
 BATCHNORM_IMAGES = 256
-REPLICAS = {"vgg-small": 5, "resnet20": 3, "mobilenet": 3, "lenet5": 3, "lenet5-five": 3, "lenet300": 3}
+REPLICAS = {"vgg-small": 5, "resnet20": 3, "mobilenet": 3, "vit-tiny": 3, "lenet5": 3, "lenet5-five": 3, "lenet300": 3}
 
 METRICS = {
     "accuracy": Metric("accuracy (%)"),
@@ -116,6 +116,7 @@ VGG_MACS = _track("vgg-small", "macs", "VGG-small, accuracy against multiply-acc
 VGG_BYTES = _track("vgg-small", "bytes", "VGG-small, accuracy against bytes of the file")
 RESNET_MACS = _track("resnet20", "macs", "ResNet-20, accuracy against multiply-accumulates")
 MOBILENET_MACS = _track("mobilenet", "macs", "MobileNet, accuracy against multiply-accumulates")
+VIT_MACS = _track("vit-tiny", "macs", "ViT-Tiny (width 48), accuracy against multiply-accumulates")
 LENET5_BYTES = _track("lenet5", "bytes", "LeNet-5, accuracy against bytes of the file")
 LENET5_FIVE_BYTES = _track("lenet5-five", "bytes", "LeNet-5 on five digits, accuracy against bytes of the file")
 LENET300_BYTES = _track("lenet300", "bytes", "LeNet-300-100 on clean digits, accuracy against bytes of the file")

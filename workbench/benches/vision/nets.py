@@ -5,6 +5,7 @@
 | vgg-small | 16 16 32 32 64 64, global average, linear | 73 k | 9.9 |
 | resnet20 | CIFAR's ResNet-20 with a stride-2 stem | 270 k | 10.3 |
 | mobilenet | stem 16, 13 depthwise-separable blocks up to 128 | 79 k | 3.9 |
+| vit-tiny | 64 patches, width 48, 4 blocks of 3 heads, in :mod:`.vit` | 83 k | 6.6 |
 | lenet5, lenet5-five, lenet300 | the LeNets of 1998, in :mod:`.lenet` | 62–267 k | 0.3–0.7 |
 
 VGG-small and ResNet-20 are sized for a laptop: one replica trains in about three minutes on one core.
@@ -15,6 +16,7 @@ from __future__ import annotations
 from torch import nn
 
 from .lenet import LENETS
+from .vit import ViTTiny
 
 CLASSES = 10
 
@@ -101,4 +103,4 @@ class MobileNetSmall(nn.Module):
         return {"widths": [self.features[0][0].out_channels] + [block[3].out_channels for block in self.features[1:]]}
 
 
-NETS: dict[str, type[nn.Module]] = {"vgg-small": VGGSmall, "resnet20": ResNet20, "mobilenet": MobileNetSmall, **LENETS}
+NETS: dict[str, type[nn.Module]] = {"vgg-small": VGGSmall, "resnet20": ResNet20, "mobilenet": MobileNetSmall, "vit-tiny": ViTTiny, **LENETS}

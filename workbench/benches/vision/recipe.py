@@ -1,6 +1,6 @@
 """Trains the shipped `vision` nets:  ``python -m workbench.benches.vision.recipe vgg-small 0``  (about three minutes on one core).
 
-AdamW, one-cycle learning rate up to 6e-3, weight decay 1e-3, batch 128, 6 epochs (MobileNet: 16, LeNets: 12), float32, one thread; the replica number is
+AdamW, one-cycle learning rate up to 6e-3 (ViT: 3e-3), weight decay 1e-3, batch 128, 6 epochs (MobileNet and ViT: 16, LeNets: 12), float32, one thread; the replica number is
 the seed of initialisation and of the order of the images (which images a LeNet sees: :func:`workbench.benches.vision.lenet.source`). Written to ``data/checkpoints/<net>-<replica>.safetensors`` as float16.
 """
 
@@ -17,7 +17,8 @@ from . import data
 from .lenet import source as images_of
 from .nets import NETS
 
-EPOCHS = {"vgg-small": 6, "resnet20": 6, "mobilenet": 16, "lenet5": 12, "lenet5-five": 12, "lenet300": 12}
+EPOCHS = {"vgg-small": 6, "resnet20": 6, "mobilenet": 16, "vit-tiny": 16, "lenet5": 12, "lenet5-five": 12, "lenet300": 12}
+RATE = {"vit-tiny": 3e-3}
 
 
 def batches(seed: int, size: int = 128, split: str = "train", net: str = "") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -67,7 +68,7 @@ def main() -> None:
     torch.manual_seed(args.replica)
     steps = EPOCHS[args.net] * (len(images_of(args.net, "train")) // 128)
     with tqdm(total=steps, desc=f"{args.net}-{args.replica}", mininterval=5) as bar:
-        model = train(NETS[args.net](), steps, args.replica, on_step=lambda step, loss: bar.update(), net=args.net)
+        model = train(NETS[args.net](), steps, args.replica, RATE.get(args.net, 6e-3), on_step=lambda step, loss: bar.update(), net=args.net)
     score = accuracy(model, net=args.net)
     path = CHECKPOINTS / f"{args.net}-{args.replica}.safetensors"
     save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()},

@@ -81,6 +81,9 @@ def _slots(member: Member) -> Tensor:
 
 def check_finite(model: nn.Module) -> None:
     """ValueError naming the first parameter that holds NaN or infinity."""
+    values = [p.detach() for p in model.parameters() if p.is_floating_point() and p.numel()]
+    if not values or torch.stack([norm.float().cpu() for norm in torch._foreach_norm(values, torch.inf)]).isfinite().all():
+        return
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"model: the weights of {name!r} hold NaN or infinite values; nothing can be scored")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ...contracts.model import inputs_and_labels
 from ...contracts.structure.channels import ChannelGroup, Member
 from ...contracts.structure.surgery import forward
+from ...contracts.structure.tuning import first
 from .classics import FPGM, L1, L2, BatchNormScale, Clusters, ConsumerNorm, OfWeights, ProductNorm, Random, weights
 
 # --- gradients ----------------------------------------------------------------------------------------------------------------------------------
@@ -174,6 +175,30 @@ class Activation:
         return -(bins * bins.clamp_min(1e-12).log()).sum(1)
 
 
+@dataclass(frozen=True)
+class HRank:
+    """The mean rank of a channel's map behind ReLU, as a matrix (Lin et al. 2020, equation 4); of the first ``images`` of the loader, for each map costs
+    a singular value decomposition. A channel without a map (of a linear layer) has rank one where it is not silent."""
+
+    images: int = 32
+
+    @torch.no_grad()
+    def scores(self, groups: Sequence[ChannelGroup], model: nn.Module, data=None) -> dict[str, Tensor]:
+        rows, left = defaultdict(list), self.images
+
+        def see(name, out, dim):
+            maps = F.relu(out).movedim(dim, 1)
+            rows[name].append(torch.linalg.matrix_rank(maps) if maps.dim() == 4 else (maps != 0).flatten(2).any(2) if maps.dim() > 2 else maps != 0)
+
+        for inputs, _ in batches(data, "HRank", labels=False):
+            inputs = first(inputs, left)
+            run_watching(groups, model, see, lambda inputs=inputs: forward(model, inputs))
+            left -= len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+            if left <= 0:
+                break
+        return {group.name: per_unit(group, model, torch.cat(rows[group.name]).double().mean(0)) for group in groups}
+
+
 # --- reconstruction -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +277,7 @@ class ThiNet:
 CRITERIA: dict[str, type | Callable] = {
     "random": Random, "l1": L1, "l2": L2, "consumer norm": ConsumerNorm, "product of norms": ProductNorm, "bn-gamma": BatchNormScale, "fpgm": FPGM,
     "k-means": Clusters, "taylor": Taylor, "obd": OBD, "snip": SNIP, "apoz": Activation, "mean activation": lambda: Activation("mean"),
-    "entropy": lambda: Activation("entropy"), "thinet": ThiNet,
+    "entropy": lambda: Activation("entropy"), "hrank": HRank, "thinet": ThiNet,
 }
 
 
