@@ -151,10 +151,13 @@ def test_exercise(entry):
     names = {"np": np}
     exec(compile(exercise.solution, "solution", "exec"), names)  # noqa: S102 - our own text
     exercise.check(names)
+    right = exercise.picture(names).to_json() if exercise.picture else ""
     names = {"np": np}
     with pytest.raises((AssertionError, NotImplementedError, NameError, TypeError, KeyError)):
         exec(compile(exercise.stub, "stub", "exec"), names)  # noqa: S102
         exercise.check(names)
+    if exercise.picture:
+        assert exercise.picture(names).to_json() != right, "a wrong answer must look wrong"
 
 
 def test_picture_is_pure(entry):

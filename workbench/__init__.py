@@ -7,8 +7,8 @@ Names are loaded when first used, so that ``import workbench`` costs nothing and
 
 from importlib import import_module as _import
 
-_HOMES = dict.fromkeys(("papers", "show", "explore", "browse", "race", "board", "not_raced", "ledger", "grade", "compress", "encode", "decode"),
-                       "api")
+_HOMES = dict.fromkeys(("papers", "show", "explore", "browse", "race", "board", "save_table", "not_raced", "ledger", "grade", "draw", "compress", "encode",
+                        "decode"), "api")
 _HOMES |= {"load": "contracts.model"}
 __all__ = list(_HOMES)
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from .core import registry
 from .core.measurements import Measurements
-from .core.study import Contender, Study, StudyError
+from .core.study import Study, StudyError
 
 SECTIONS = ("lesson", "picture", "history", "numbers", "code", "parts", "exercise", "solution", "claims")
 
@@ -87,14 +88,18 @@ def browse(family: str, *without: str) -> None:
     display(widgets.VBox([choice, box]))
 
 
-def race(paper: str | Study | Measurements, jobs: int | None = None, **mine: Contender) -> Measurements:
-    """Your own contenders on a paper's track, measured now at the quick values, beside its stored points: to `explore`, or to rank on a `board`."""
+def race(where: str | Study | Measurements, jobs: int | None = None, **mine: Any) -> Measurements:
+    """Your own on a board (``race("vgg-small/macs", mine=MyScore)``) or a paper's track, measured now at the quick values, beside the stored points: to
+    `explore`, or to rank on a `board`. On a board a score, an allocation, a schedule or a whole method is taken as it is, or its class; else a `Contender`."""
     from .core import live, sweep
 
     if live.jobs() == 0:
         raise StudyError("WORKBENCH_JOBS is 0 here: nothing is measured, only stored results are shown")
-    stored = measurements(paper)
-    return sweep.require(sweep.race(stored.study, stored, min(jobs or live.jobs(), live.jobs()), **mine))
+    if not mine:
+        raise StudyError('race: nothing to race; name it, as in race("vgg-small/macs", mine=MyScore)')
+    stored = measurements(where)
+    entered = {name.replace("_", " "): stored.study.entered(thing) for name, thing in mine.items()}
+    return sweep.require(sweep.race(stored.study, stored, min(jobs or live.jobs(), live.jobs()), **entered))
 
 
 def board(paper: str | Study | Measurements, against: str | None = None, over: tuple[float, float] | None = None, cost: str | None = None,
@@ -118,14 +123,31 @@ def board(paper: str | Study | Measurements, against: str | None = None, over: t
     return pd.DataFrame(rows, columns=columns).sort_values(columns[2], ascending=False, na_position="last").reset_index(drop=True)
 
 
+def save_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
+    """A board, ledger or any other table as ``.csv`` or ``.tex`` (booktabs), written whole. ValueError: another ending."""
+    from pathlib import Path
+
+    from .core.measurements import write_whole
+
+    path = Path(path)
+    if path.suffix not in (".csv", ".tex"):
+        raise ValueError(f"path: it must end in .csv or .tex, not {path.suffix!r}")
+    text = table.to_csv(index=False) if path.suffix == ".csv" else table.to_latex(index=False, escape=True, float_format="%.2f", na_rep="")
+    write_whole(path, text.encode())
+
+
 def not_raced(family: str, track: str) -> pd.DataFrame:
     """Why each other paper of the family is not on the track's board: ``arxiv, title, because``."""
+    found = {entry.name: entry for entry in registry.boards()}
+    here = found[track].study() if track in found else None
+    raced = {c.source for c in here.contenders.values()} if here else set()
     rows = []
     for entry in registry.catalogue():
-        if entry.family == family and entry.kind == "paper":
-            found = entry.study().track.name if entry.implemented else ""
-            if found != track:
-                rows.append((entry.arxiv, entry.title, f"runs on another track: {found}" if found else "not implemented yet"))
+        if entry.family == family and entry.kind == "paper" and entry.arxiv not in raced:
+            own = entry.study().track.name if entry.implemented else ""
+            if own != track or here:
+                why = (here.absent if here else {}).get(entry.arxiv, f"runs on another track: {own}" if own != track else "races in its own study on this track")
+                rows.append((entry.arxiv, entry.title, why if own else "not implemented yet"))
     return pd.DataFrame(rows, columns=["arxiv", "title", "because"])
 
 
@@ -145,15 +167,23 @@ def ledger(what: str) -> pd.DataFrame:
 
 
 def lesson(paper: str | Study) -> str:
-    """The paper's lesson: the docstring of its module, Markdown with LaTeX maths."""
+    """The paper's lesson: the docstring of its module, Markdown with LaTeX maths. A classic's: that of its class or function."""
+    if (classic := _classic(paper)) is not None:
+        return f"**{registry.find(paper).title}** ({registry.find(paper).date}). {inspect.getdoc(classic)}"
     return inspect.getdoc(importlib.import_module(registry.find(study(paper).paper).module)) or ""
+
+
+def _classic(name: Any) -> Any:
+    """The class or function that a classic's short name stands for; None for anything else."""
+    entry = registry.find(name) if isinstance(name, str) else None
+    return getattr(importlib.import_module(entry.module), entry.symbol) if entry is not None and entry.kind == "classic" else None
 
 
 def show(paper: str | Study | Measurements, *sections: str) -> None:
     """Shows sections of a paper's page (default: lesson, picture, claims): as rich output in a notebook, elsewhere as text.
 
     ``lesson``, ``picture`` (curve, picture and comparison at the default setting), ``history`` (what the contenders recorded on the way), ``numbers``, ``code`` (of the method), ``parts`` (what builds and
-    what proves each part of the paper), ``exercise``, ``solution``, ``claims``.
+    what proves each part of the paper), ``exercise``, ``solution``, ``claims``. A classic has a lesson and its code.
     """
     from IPython import get_ipython
     from IPython.display import HTML, Code, Markdown, display
@@ -164,6 +194,12 @@ def show(paper: str | Study | Measurements, *sections: str) -> None:
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
         raise ValueError(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    if (classic := _classic(paper)) is not None:
+        rich = get_ipython() is not None
+        for section in sections or ("lesson", "code"):
+            text = lesson(paper) if section == "lesson" else inspect.getsource(classic)
+            display(Markdown(text) if section == "lesson" else Code(text, language="python")) if rich else print(text, end="\n\n")
+        return
     m = measurements(paper)
     task, source = m.study.exercise, inspect.getsource(type(m.study.method)) if m.study.method is not None else ""
     hints = "".join(f"<details><summary>Hint {i}</summary>{hint}</details>\n" for i, hint in enumerate(task.hints, 1))
@@ -206,6 +242,31 @@ def grade(paper: str | Study, answer: str | dict) -> str:
     except Exception as error:  # whatever the student's code raises is the answer to show
         return f"✘ {error}" if isinstance(error, AssertionError) else f"✘ {type(error).__name__}: {error}"
     return "✔ passes"
+
+
+def draw(paper: str | Study, answer: str | dict):
+    """What an answer to the paper's exercise does, beside what is right: a plotly figure; a text where it cannot be drawn (see `grade` for ``answer``)."""
+    task, namespace = study(paper).exercise, answer
+    if task.picture is None:
+        return f"{study(paper).name}: this exercise has no picture"
+    try:
+        if isinstance(answer, str):
+            namespace = {}
+            exec(answer, namespace)  # noqa: S102 (the student's own code, on the student's machine)
+        return _shown(task.picture(namespace))
+    except Exception as error:
+        return f"✘ nothing to draw yet: {type(error).__name__}: {error}"
+
+
+def _shown(figure):
+    """A plotly figure as it is; in a notebook that is published, as plain data without a script of its own."""
+    from .views.readout import plain, static
+
+    if not static():
+        return figure
+    from IPython.display import display
+
+    return display(plain(figure), raw=True)
 
 
 def _method(name: Any) -> Any:

@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def path_of(study: Study) -> Path:
-    return FOLDER / f"{study.paper}.json"
+    return FOLDER / f"{study.paper.replace(' ', '-').replace('/', '-')}.json"
 
 
 def environment() -> dict[str, str]:

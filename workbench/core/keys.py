@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .study import Point, StudyError
 
-WORDS = {"checks", "claims", "parts", "picture", "exercise", "knobs", "time_limit"}
+WORDS = {"checks", "claims", "parts", "picture", "exercise", "knobs", "time_limit", "enter", "absent"}
 ROOT = Path(__file__).resolve().parents[1]
 MEASURING = {"workbench.core.study": ("measure", "call_with")}
 

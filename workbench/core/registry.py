@@ -1,7 +1,8 @@
 """Finds papers: the catalogue of 165, and those of them (and classics) that are implemented here.
 
 A paper module is any module in ``workbench/papers/<family>/`` whose text has a line ``STUDY = Study(``; its id stands in the line ``paper="…"``. It is
-found by reading, not by importing, so that listing 165 papers imports none.
+found by reading, not by importing, so that listing 165 papers imports none. Where that id is ``board …``, the module is a board: a track on which
+papers and classics of its family race, by the name of the track.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the catalogue. ``module`` is empty where the paper is not implemented; ``kind`` is ``paper`` or ``classic``."""
+    """One row of the catalogue. ``module`` is empty where the paper is not implemented; ``kind`` is ``paper``, ``classic`` or ``board``; of a
+    classic, ``symbol`` names what it is in its family's modules."""
 
     arxiv: str
     title: str
@@ -31,6 +33,7 @@ class Entry:
     name: str = ""
     module: str = ""
     kind: str = "paper"
+    symbol: str = ""
 
     @property
     def implemented(self) -> bool:
@@ -72,12 +75,19 @@ def _implemented() -> dict[str, tuple[str, str]]:
 
 
 def _classics() -> list[Entry]:
-    """Classics are the entries of ``CLASSICS`` rows (``# classic: key | title | year``) in a family's ``classics.py``."""
+    """Classics are the rows ``# classic: key | title | year | module.Name`` in a family's ``classics.py``."""
     entries = []
     for path in sorted((ROOT / "papers").glob("*/classics.py")):
-        for key, title, year in re.findall(r"^# classic: ([\w-]+) \| (.+?) \| (\d{4})$", path.read_text(encoding="utf8"), re.MULTILINE):
-            entries.append(Entry(key, title, path.parent.name, year, "", key, f"workbench.papers.{path.parent.name}.classics", "classic"))
+        for row in re.findall(r"^# classic: ([\w-]+) \| (.+?) \| (\d{4}) \| (\w+)\.(\w+)$", path.read_text(encoding="utf8"), re.MULTILINE):
+            key, title, year, module, symbol = row
+            entries.append(Entry(key, title, path.parent.name, year, "", key, f"workbench.papers.{path.parent.name}.{module}", "classic", symbol))
     return entries
+
+
+def boards() -> list[Entry]:
+    """The tracks with a board: ``name`` is the track's (``vgg-small/macs``)."""
+    return [Entry(paper, name, module.split(".")[2], name=name, module=module, kind="board")
+            for paper, (name, module) in _implemented().items() if paper.startswith("board ")]
 
 
 def start_path() -> list[tuple[Entry, str]]:
@@ -102,8 +112,8 @@ def families() -> dict[str, str]:
 
 
 def find(name: str) -> Entry:
-    """The entry with this arXiv id or short name; a wrong one is answered with the three nearest."""
-    entries = {key: entry for entry in catalogue() for key in (entry.arxiv.lower(), entry.name.lower()) if key}
+    """The entry with this arXiv id, short name or track's name; a wrong one is answered with the three nearest."""
+    entries = {key: entry for entry in (*boards(), *catalogue()) for key in (entry.arxiv.lower(), entry.name.lower()) if key}
     key = str(name).strip().lower().removeprefix("arxiv:")
     if key in entries:
         return entries[key]

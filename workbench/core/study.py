@@ -64,7 +64,8 @@ class Contender:
     ``make(**knobs, replica=…, seed=…, tier=…)`` gets those of these arguments that its signature names. ``subject`` is what checks examine (by
     default nothing). ``seeds``/``replicas``: how many to measure (``replicas=None``: all of the track's). ``grid``: its own values of a knob, where they are not the
     knob's (few, for fine-tuned points). ``evidence``: ``live``,
-    ``checkpoint`` (the thing is a shipped net) or ``recorded`` (too long for ``quick``, which takes its points from the golden file).
+    ``checkpoint`` (the thing is a shipped net) or ``recorded`` (too long for ``quick``, which takes its points from the golden file). ``source``: on a
+    board, the id of the paper that it comes from.
     """
 
     make: Callable[..., Any]
@@ -75,6 +76,7 @@ class Contender:
     evidence: str = "live"
     grid: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
+    source: str = ""
 
     def __post_init__(self):
         for value, allowed, what in ((self.role, ROLES, "role"), (self.evidence, EVIDENCE, "evidence")):
@@ -194,18 +196,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Exercise:
-    """``check(namespace) -> None`` raises AssertionError with a helpful message; ``stub`` and ``solution`` are source texts run in a namespace."""
+    """``check(namespace) -> None`` raises AssertionError with a helpful message; ``stub`` and ``solution`` are source texts run in a namespace;
+    ``picture(namespace)`` draws what an answer does beside what is right (a plotly figure)."""
 
     question: str
     stub: str
     hints: Sequence[str]
     check: Callable[[dict], None]
     solution: str
+    picture: Callable[[dict], Any] | None = None
 
 
 @dataclass(frozen=True)
 class Study:
-    """All that the workbench needs to slide, race, check, teach and report one paper."""
+    """All that the workbench needs to slide, race, check, teach and report one paper.
+
+    One without claims is a *board*: a track on which many papers and classics race. ``enter`` makes a contender of what a visitor brings (a score, an
+    allocation, …); ``absent`` says of papers that do not race there why not.
+    """
 
     paper: str
     name: str
@@ -217,15 +225,17 @@ class Study:
     claims: Sequence[Claim]
     parts: Mapping[str, Part]
     picture: Callable[[dict, Mapping[str, np.ndarray]], Any]
-    exercise: Exercise
+    exercise: Exercise | None
     method: Any = None
     time_limit: float = 120.0
+    enter: Callable[[Any], Contender] | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         papers = [name for name, contender in self.contenders.items() if contender.role == "paper"]
         if not papers:
             raise StudyError(f"{self.name}: no contender has the role 'paper'")
-        if len(self.ablations) < 2:
+        if self.claims and len(self.ablations) < 2:
             raise StudyError(f"{self.name}: {len(self.ablations)} ablations; at least two are needed")
         names = [item.name for item in (*self.checks, *self.claims)]
         if len(set(names)) < len(names):
@@ -255,6 +265,14 @@ class Study:
         ablated = {name: replace(ablation.contender, role="ablation")
                    for name, ablation in self.ablations.items() if ablation.contender is not None}
         return {**self.contenders, **ablated}
+
+    def entered(self, thing: Any) -> Contender:
+        """A visitor's contender, or what `enter` makes of the thing. StudyError: neither."""
+        if isinstance(thing, Contender):
+            return thing
+        if self.enter is None:
+            raise StudyError(f"{self.name} races contenders only, not {type(thing).__name__}; a board takes scores, allocations and schedules as they are")
+        return self.enter(thing)
 
     def knob(self, name: str) -> Knob:
         for knob in self.knobs:

@@ -52,7 +52,7 @@ from ...core.claims import Estimate, better, estimate
 from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
 from . import _amc_checks as checks
-from . import untouched
+from . import exercise_pictures, untouched
 from ._amc_contenders import AT_HALF, rule, searcher, to_time, tuned, with_operator
 from ._amc_environment import Environment, budget_wall, guaranteed
 from ._amc_operators import ChannelOperator, least_squares, weight_space
@@ -247,5 +247,5 @@ STUDY = Study(
     exercise=Exercise("Keep an agent within a budget: clip each action so that the layers still to come can meet it.", STUB,
                       ["What is spent before layer t is known; what comes after costs at least `lower` of its full cost.",
                        "What is left over, divided by the layer's full cost, is the largest share that fits.",
-                       "Clip from above by that share first, then from below by `lower`."], _check_exercise, SOLUTION),
+                       "Clip from above by that share first, then from below by `lower`."], _check_exercise, SOLUTION, exercise_pictures.budget),
 )

@@ -8,34 +8,35 @@ A criterion is a small dataclass. Two questions can be put to it:
 ``P`` denotes the filters that produce a channel, ``Q`` the slices of the next layer that read it. `scores` leaves the model as it was. Here stand the
 criteria that look at weights alone; those that look at data are in :mod:`.classics_of_data`, what is done with scores in :mod:`.procedures`.
 """
-# classic: random | Random channels, the control that every criterion must beat | 1990
-# classic: l1 | L1-norm filter pruning (Li et al., Pruning Filters for Efficient ConvNets) | 2016
-# classic: l2 | L2-norm filter pruning (He et al., Soft Filter Pruning) | 2018
-# classic: consumer-norm | Norm of the weights that read a channel | 2017
-# classic: product-norm | Product of a channel's producing and reading norms | 2017
-# classic: fpgm | Filter pruning via geometric median (He et al., FPGM) | 2019
-# classic: kmeans-filters | Clustered filters: keep the one nearest to each centre (Son et al.) | 2018
-# classic: bn-gamma | Batch-norm scale as a channel's worth (Liu et al., Network Slimming) | 2017
-# classic: taylor | Taylor expansion of the loss per feature map (Molchanov et al.) | 2017
-# classic: obd | Optimal Brain Damage: half h w squared (LeCun et al.) | 1990
-# classic: snip | SNIP: connection sensitivity before training (Lee et al.) | 2019
-# classic: apoz | Average percentage of zeros (Hu et al., Network Trimming) | 2016
-# classic: mean-activation | Mean activation of a channel (Molchanov et al., section 2.2) | 2017
-# classic: entropy | Entropy of a channel's pooled activations (Luo and Wu) | 2017
-# classic: thinet | ThiNet: greedy reconstruction of the next layer and least squares (Luo et al.) | 2017
-# classic: magnitude | Fine-grained magnitude pruning (Han et al.) | 2015
-# classic: kernel-pruning | Whole two-dimensional kernels and kernel rows (Mao et al., Anwar et al.) | 2017
-# classic: ikss | Intra-kernel strided sparsity (Anwar et al.) | 2017
-# classic: block-drop | Dropping residual blocks by sensitivity | 2018
-# classic: gradual | Gradual pruning with a cubic schedule (Zhu and Gupta) | 2017
-# classic: iterative | Iterative pruning and tuning (Han et al.) | 2015
-# classic: sfp | Soft filter pruning: zeroed filters may grow again (He et al.) | 2018
-# classic: lottery-ticket | Lottery ticket: the winning mask, rewound to initialisation (Frankle and Carbin) | 2019
-# classic: ssl | Structured sparsity learning: group LASSO (Wen et al.) | 2016
-# classic: slimming | Network slimming: an L1 penalty on batch-norm scales (Liu et al.) | 2017
-# classic: admm | ADMM weight pruning (Zhang et al.) | 2018
-# classic: sensitivity-scan | Layer shares from a sensitivity scan (Li et al., section 3.2) | 2016
-# classic: channel-gating | Channels computed only where the input asks for them (after Gao et al.) | 2019
+# classic: random | Random channels, the control that every criterion must beat | 1990 | classics.Random
+# classic: l1 | L1-norm filter pruning (Li et al., Pruning Filters for Efficient ConvNets) | 2016 | classics.L1
+# classic: l2 | L2-norm filter pruning (He et al., Soft Filter Pruning) | 2018 | classics.L2
+# classic: consumer-norm | Norm of the weights that read a channel | 2017 | classics.ConsumerNorm
+# classic: product-norm | Product of a channel's producing and reading norms | 2017 | classics.ProductNorm
+# classic: fpgm | Filter pruning via geometric median (He et al., FPGM) | 2019 | classics.FPGM
+# classic: kmeans-filters | Clustered filters: keep the one nearest to each centre (Son et al.) | 2018 | classics.Clusters
+# classic: bn-gamma | Batch-norm scale as a channel's worth (Liu et al., Network Slimming) | 2017 | classics.BatchNormScale
+# classic: taylor | Taylor expansion of the loss per feature map (Molchanov et al.) | 2017 | classics_of_data.Taylor
+# classic: obd | Optimal Brain Damage: half h w squared (LeCun et al.) | 1990 | classics_of_data.OBD
+# classic: snip | SNIP: connection sensitivity before training (Lee et al.) | 2019 | classics_of_data.SNIP
+# classic: apoz | Average percentage of zeros (Hu et al., Network Trimming) | 2016 | classics_of_data.Activation
+# classic: mean-activation | Mean activation of a channel (Molchanov et al., section 2.2) | 2017 | classics_of_data.Activation
+# classic: entropy | Entropy of a channel's pooled activations (Luo and Wu) | 2017 | classics_of_data.Activation
+# classic: hrank | HRank: the rank of a channel's maps (Lin et al.) | 2020 | classics_of_data.HRank
+# classic: thinet | ThiNet: greedy reconstruction of the next layer and least squares (Luo et al.) | 2017 | classics_of_data.ThiNet
+# classic: magnitude | Fine-grained magnitude pruning (Han et al.) | 2015 | procedures.magnitude_masks
+# classic: kernel-pruning | Whole two-dimensional kernels and kernel rows (Mao et al., Anwar et al.) | 2017 | granularity.keep
+# classic: ikss | Intra-kernel strided sparsity (Anwar et al.) | 2017 | granularity.strided
+# classic: block-drop | Dropping residual blocks by sensitivity | 2018 | granularity.drop_blocks
+# classic: gradual | Gradual pruning with a cubic schedule (Zhu and Gupta) | 2017 | procedures.cubic
+# classic: iterative | Iterative pruning and tuning (Han et al.) | 2015 | procedures.rounds
+# classic: sfp | Soft filter pruning: zeroed filters may grow again (He et al.) | 2018 | procedures.soft
+# classic: lottery-ticket | Lottery ticket: rounds of pruning, each rewound to the start (Frankle and Carbin) | 2019 | lottery.lottery_ticket
+# classic: ssl | Structured sparsity learning: group LASSO (Wen et al.) | 2016 | procedures.shrink_filters
+# classic: slimming | Network slimming: an L1 penalty on batch-norm scales (Liu et al.) | 2017 | procedures.shrink_scales
+# classic: admm | ADMM weight pruning (Zhang et al.) | 2018 | procedures.ADMM
+# classic: sensitivity-scan | Layer shares from a sensitivity scan (Li et al., section 3.2) | 2016 | granularity.sensitivity
+# classic: channel-gating | Channels computed only where the input asks for them (after Gao et al.) | 2019 | gating.GatedConv
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from ...benches import vision
 from ...contracts.structure.surgery import ChannelGroup, Member, channel_groups, macs, mask, reestimate_batchnorm, remove, select
 from ...core.claims import better
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Outcome, Part, Study
-from . import from_scratch, prune, score_and_remove, untouched
+from . import exercise_pictures, from_scratch, prune, score_and_remove, untouched
 from .classics import L1, ConsumerNorm, ProductNorm, Random
 from .pictures import kept_channels
 
@@ -379,5 +379,5 @@ STUDY = Study(
     exercise=Exercise("Score N channels by the similarity of the kernels that write and read them.", STUB,
                       ["Every pair (writing kernel, reading kernel) of the same channel contributes |⟨K, K'⟩|.",
                        "For one channel that is the sum of the absolute entries of P Qᵀ.", "torch.bmm does it for all channels at once."],
-                      _check_exercise, SOLUTION),
+                      _check_exercise, SOLUTION, exercise_pictures.dead_channel),
 )

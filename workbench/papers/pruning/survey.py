@@ -47,7 +47,7 @@ from ...contracts.structure.surgery import channel_groups, forward, remove, sele
 from ...core.claims import Estimate, better, estimate
 from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
-from . import procedures
+from . import exercise_pictures, procedures
 from . import survey_checks as checks
 from . import survey_field as field
 from .classics_of_data import ThiNet, criterion
@@ -244,5 +244,5 @@ STUDY = Study(
     time_limit=900,
     exercise=Exercise("Write the gradual schedule: how many weights are zero at each step?", STUB,
                       ["The share rises fast while there is much to spare.", "1 − (1 − t/T)³ goes from 0 to 1.", "After T the share no longer changes."],
-                      _check_exercise, SOLUTION),
+                      _check_exercise, SOLUTION, exercise_pictures.schedule),
 )
