@@ -5,7 +5,7 @@ import pytest
 import toy
 
 import workbench
-from workbench import api
+from workbench import api, lessons
 from workbench.core.study import Contender, StudyError
 
 
@@ -33,10 +33,10 @@ def test_a_board_of_equals_is_a_tie():
 
 
 def test_answers_are_graded():
-    assert api.grade("fscl", api.study("fscl").exercise.solution) == "✔ passes"
-    assert api.grade("fscl", api.study("fscl").exercise.stub).startswith("✘ channel 2 is read by nobody")
-    assert api.grade("fscl", "x = 1") == "✘ define 'consecutive_similarity' first"
-    assert api.grade("fscl", "def consecutive_similarity(").startswith("✘ SyntaxError")
+    assert lessons.grade("fscl", api.study("fscl").exercise.solution) == "✔ passes"
+    assert lessons.grade("fscl", api.study("fscl").exercise.stub).startswith("✘ channel 2 is read by nobody")
+    assert lessons.grade("fscl", "x = 1") == "✘ define 'consecutive_similarity' first"
+    assert lessons.grade("fscl", "def consecutive_similarity(").startswith("✘ SyntaxError")
 
 
 def test_every_other_paper_of_the_family_has_a_reason():

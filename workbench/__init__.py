@@ -7,8 +7,9 @@ Names are loaded when first used, so that ``import workbench`` costs nothing and
 
 from importlib import import_module as _import
 
-_HOMES = dict.fromkeys(("papers", "show", "explore", "browse", "race", "board", "save_table", "not_raced", "ledger", "grade", "draw", "compress", "encode",
+_HOMES = dict.fromkeys(("papers", "explore", "race", "board", "save_table", "not_raced", "ledger", "compress", "encode",
                         "decode"), "api")
+_HOMES |= dict.fromkeys(("show", "browse", "grade", "draw"), "lessons")
 _HOMES |= {"load": "contracts.model"}
 __all__ = list(_HOMES)
 __version__ = "0.1.0"

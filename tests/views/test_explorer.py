@@ -10,7 +10,7 @@ import pytest
 import toy
 
 import workbench
-from workbench import api
+from workbench import api, lessons
 from workbench.core import live
 from workbench.core.measurements import Stored, write_point
 from workbench.core.study import Contender, StudyError, measure
@@ -301,7 +301,7 @@ def test_importing_loads_nothing_heavy():
 
 
 def test_show_prints_outside_a_notebook(capsys, m):
-    api.show(m)
+    lessons.show(m)
     text = capsys.readouterr().out
     assert "Filters Similarity" in text and "not reproduced" in text
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from workbench import board, not_raced, race, save_table
-from workbench.api import lesson, study
+from workbench.api import study
+from workbench.lessons import lesson
 from workbench.core import golden, registry
 from workbench.core.study import StudyError
 
