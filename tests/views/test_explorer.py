@@ -10,7 +10,7 @@ import pytest
 import toy
 
 import workbench
-from workbench import api, lessons
+from workbench import lessons
 from workbench.core import live
 from workbench.core.measurements import Stored, write_point
 from workbench.core.study import Contender, StudyError, measure

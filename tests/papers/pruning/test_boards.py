@@ -7,9 +7,9 @@ import pytest
 
 from workbench import board, not_raced, race, save_table
 from workbench.api import study
-from workbench.lessons import lesson
 from workbench.core import golden, registry
 from workbench.core.study import StudyError
+from workbench.lessons import lesson
 
 BOARDS = ("vgg-small/macs", "vgg-small/bytes", "resnet20/macs", "vit-tiny/macs")
 
