@@ -58,6 +58,7 @@ TABLE = """
 3.3 | OBS | obs | OBD with the whole Hessian, and the other weights corrected |
 3.3 | transfer channels | 1904.02654 | Taylor on two domains at once |
 3.4 | APoZ | apoz | channels that are mostly zero go | APoZ
+3.4 | HRank | hrank | channels whose maps have a high rank stay |
 3.4 | mean activation | mean-activation | channels that are faint go | mean activation
 3.4 | entropy | entropy | channels that always say the same go | entropy
 3.5 | ThiNet | thinet | drop what the next layer misses least, then least squares | ThiNet
