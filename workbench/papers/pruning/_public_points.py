@@ -21,7 +21,7 @@ BASELINE = "l1"
 @dataclass(frozen=True)
 class Point:
     """One pruned net. ``right``: split → (items,) how many of ``seeds`` nets answered each item rightly. ``reason``: why it could not be made (then no
-    ``right``). ``kind``: paper, classic, control or peer; ``replica``: of the independently trained nets of one shape, which."""
+    ``right``). ``kind``: paper, classic, survey, control or peer; ``replica``: of the independently trained nets of one shape, which."""
 
     net: str
     criterion: str

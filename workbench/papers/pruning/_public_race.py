@@ -19,6 +19,7 @@ from ...core.study import StudyError
 from . import inside_blocks, seeded
 from ._public_points import BASELINE, Point, accuracy, read, write
 from .classics_of_data import criterion
+from .granularity import Pruner
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 RATIOS_OF = {"tiny-mobilenet": (0.4, 0.5, 0.6, 0.65, 0.7)}  # half of its multiply–accumulates are dead channels: below that nothing can be told apart
@@ -54,12 +55,13 @@ def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)
 
 
 def contestants() -> dict[str, tuple[str, object]]:
-    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``."""
+    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's score
+    with other settings, so it is of a kind of its own and wins no race for the papers."""
     found = {name: ("classic", criterion(name)) for name in CLASSICS} | {"random": ("control", criterion("random"))}
     for entry in registry.implemented():
         method = entry.study().method
         if hasattr(method, "scores"):
-            found[entry.name] = ("paper", method)
+            found[entry.name] = ("survey" if isinstance(method, Pruner) else "paper", method)
     return found
 
 

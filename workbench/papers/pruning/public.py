@@ -30,8 +30,8 @@ PATH = DATA / "public" / "pruning.json"
 COLUMNS = ["net", "criterion", "kind", "ratio", "split", "items", "macs_share", "reference", "reestimated", "accuracy", "low", "high", "gain", "gain_low", "gain_high",
            "verdict", "reason"]
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-HUES = {"paper": ("#d55e00", "#b8720a", "#c2558f"), "classic": ("#0077bb", "#00917c", "#aa4499", "#7a7fd0", "#5b8fa8"), "control": ("#767676",),
-        "peer": ("#8c564b", "#5f8a5f")}
+HUES = {"paper": ("#d55e00", "#b8720a", "#c2558f"), "classic": ("#0077bb", "#00917c", "#aa4499", "#7a7fd0", "#5b8fa8"), "survey": ("#5f8a5f",),
+        "control": ("#767676",), "peer": ("#8c564b", "#b5651d")}
 
 
 def verdict_of(gain) -> str:
