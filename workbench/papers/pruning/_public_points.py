@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ def read(path: Path) -> tuple[dict, list[Point]]:
         if stored["format"] != FORMAT:
             raise ValueError(f"format {stored['format']} is not {FORMAT}")
         return {k: v for k, v in stored.items() if k not in ("format", "points")}, [_point(row) for row in stored["points"]]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, zlib.error) as error:
         raise StudyError(f"{path} is damaged ({type(error).__name__}: {error}); measure it again") from None
 
 
@@ -93,4 +94,6 @@ def _point(row: Mapping) -> Point:
     if "reason" in row:
         return Point(*head, replica=row.get("replica", 0), reason=row["reason"])
     right = {name: decode_array(text) for name, text in row["right"].items()}
+    if not right or any(answers.ndim != 1 or not answers.size or answers.max() > row["seeds"] for answers in right.values()):
+        raise ValueError(f"{head[:2]} at {head[3]}: the answers are not 0 … {row['seeds']} per test item")
     return Point(*head, float(row["macs_share"]), right, int(row["seeds"]), row.get("replica", 0))
