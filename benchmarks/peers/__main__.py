@@ -30,7 +30,7 @@ def environment(peer: str) -> Path:
     if not (python.exists() and stamp.exists() and stamp.read_text() == digest):
         print(f"making {folder}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-r", wanted], check=True)
         stamp.write_text(digest)
     return python
 

@@ -13,8 +13,10 @@ os.environ["NNCF_TORCH_LEGACY_TRACING"] = "1"  # before nncf is imported: its fi
 os.environ["NNCF_CI"] = "1"  # no telemetry
 
 import copy
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +41,8 @@ def masks_of(course: Course, importance: str) -> Callable[[float], dict[str, Ten
     from nncf.torch import create_compressed_model
 
     settings = {"algorithm": "filter_pruning", "pruning_init": 0.1,
-                "params": {"filter_importance": importance, "all_weights": True, "prune_first_conv": True, "prune_batch_norms": True}}
+                "params": {"filter_importance": importance, "all_weights": True, "prune_first_conv": True,
+                           "prune_downsample_convs": True, "prune_batch_norms": True}}
     config = NNCFConfig.from_dict({"input_info": {"sample_size": list(course.example.shape)}, "compression": settings})
     controller, model = create_compressed_model(copy.deepcopy(course.model), config, dump_graphs=False)
     names = {id(module): name for name, module in model.named_modules()}
@@ -51,7 +54,10 @@ def masks_of(course: Course, importance: str) -> Callable[[float], dict[str, Ten
         for cluster in controller.pruned_module_groups_info.get_all_clusters():
             for element in cluster.elements:
                 if (name := names[id(element.module)]) in wanted:
-                    found[name] = (element.operand.binary_filter_pruning_mask == 0).nonzero().flatten()
+                    zeroed = element.operand.binary_filter_pruning_mask == 0
+                    if zeroed.all():  # a layer that it would empty keeps its best filter, as with every other contestant
+                        zeroed[controller.filter_importance(element.module.weight).argmax()] = False
+                    found[name] = zeroed.nonzero().flatten()
         return {name: gone for name, gone in found.items() if len(gone)}
 
     return at
@@ -62,11 +68,10 @@ def at_macs(course: Course, importance: str) -> list[tuple[float, float, nn.Modu
     groups, dense, choose = channel_groups(course.model, course.example), macs(course.model, course.example), masks_of(course, importance)
     found = []
     for wanted in course.ratios:
-        low, high, nearest = 0.0, 0.95, (1.0, course.model)
+        low, high, nearest = 0.0, 0.99, (1.0, course.model)
         for _ in range(STEPS):
             level = (low + high) / 2
-            drop = {name: gone for name, gone in choose(level).items() if len(gone) < next(g.size for g in groups if g.name == name)}
-            model = remove(course.model, drop, course.example, groups)
+            model = remove(course.model, choose(level), course.example, groups)
             left = macs(model, course.example) / dense
             nearest = min(nearest, (left, model), key=lambda pair: abs(pair[0] - (1 - wanted)))
             if abs(left - (1 - wanted)) < TOLERANCE:
@@ -78,6 +83,8 @@ def at_macs(course: Course, importance: str) -> list[tuple[float, float, nn.Modu
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # it says on every call that it is deprecated
     known = {point.key: point for point in read(out)[1]}
     head = {"peer": "nncf", "version": metadata.version("nncf"), "environment": environment()}
     try:
