@@ -41,12 +41,21 @@ def run(python: str | Path, module: str, out: Path) -> int:
     return subprocess.run([python, "-m", module, out], cwd=ROOT, env={**os.environ, **threads, "PYTHONPATH": str(ROOT)}).returncode
 
 
+def raced(name: str) -> bool:
+    """Runs the house's part or a peer's race; False where it could not be installed or failed."""
+    try:
+        python, module = (sys.executable, "house") if name == "house" else (environment(name), f"{name}_race")
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return run(python, f"benchmarks.peers.{module}", FOLDER / f"{name}.json") == 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("peers", nargs="*", choices=[*PEERS, []], help=f"which (default: {' '.join(PEERS)})")
     wanted = parser.parse_args().peers or list(PEERS)
-    failed = [name for name, python, module in [("house", sys.executable, "house"), *((peer, None, f"{peer}_race") for peer in wanted)]
-              if run(python or environment(name), f"benchmarks.peers.{module}", FOLDER / f"{name}.json")]
+    failed = [name for name in ("house", *wanted) if not raced(name)]
     print("\n".join(peers_summary()))
     if failed:
         print(f"error: the race of {', '.join(failed)} failed", file=sys.stderr)
