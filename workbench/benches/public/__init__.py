@@ -59,12 +59,13 @@ def _cifar(blocks: int, published: float, **reference: float) -> PublicNet:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Keras numbers layers of a kind in the order of their making (conv2d, conv2d_1, …); of the TensorFlow checkpoint, layer_with_weights-0 …"""
-    return sorted(names, key=lambda name: int(name.replace("-", "_").rpartition("_")[2]) if name[-1].isdigit() and name[-2:] != "2d" else 0)
+    """``layer_with_weights-0``, ``-1``, … as a TensorFlow checkpoint numbers the layers of a net."""
+    return sorted(names, key=lambda name: int(name.rpartition("-")[2]))
 
 
 def _interleaved(pattern: str) -> Callable[[list[str]], list[str]]:
-    """Layer names in the net's order, from the numbers within each kind; ``pattern`` spells the kinds (c: conv2d, b: batch_normalization, w: depthwise)."""
+    """Keras numbers the layers of each kind (conv2d, conv2d_1, …); ``pattern`` spells the kinds in the net's order: c conv2d, b batch_normalization,
+    w depthwise_conv2d, d dense."""
     kinds = {"c": "conv2d", "b": "batch_normalization", "w": "depthwise_conv2d", "d": "dense"}
 
     def order(names: list[str]) -> list[str]:
