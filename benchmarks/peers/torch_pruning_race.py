@@ -1,0 +1,170 @@
+"""torch-pruning's own pruner and criteria on the same nets at equal multiply–accumulates, its speed, and whether it keeps the same channels as ours.
+
+Runs in its environment (see ``__main__``). Its pruner knows a share of channels, not of MACs: that share is found by bisection, outside the timing.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.peers.house import OWN
+from workbench.benches import public
+from workbench.contracts.structure.surgery import channel_groups, macs
+from workbench.core.golden import environment
+from workbench.papers.pruning import inside_blocks, score_and_remove
+from workbench.papers.pruning._public_points import Point, read, write
+from workbench.papers.pruning._public_race import Course, described, own_course, public_course
+from workbench.papers.pruning.classics import L1, L2
+
+CRITERIA = {"tp magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2), "tp taylor": tp.importance.GroupTaylorImportance,
+            "tp bn-scale": tp.importance.BNScaleImportance}
+EVERYWHERE = "tp magnitude, streams too"  # as the library prunes by default: residual streams as well
+STEPS, TOLERANCE, ROUNDS = 9, 0.004, 7
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+
+
+def prunable(course: Course, streams: bool = False) -> set[str]:
+    groups = channel_groups(course.model, course.example)
+    return {member.name for group in (groups if streams else inside_blocks(groups)) for member in group.producers}
+
+
+def gradients(course: Course) -> dict[str, Tensor]:
+    """The loss's gradient over the calibration items, by parameter name."""
+    model = copy.deepcopy(course.model).requires_grad_(True)
+    for inputs, labels in course.data:
+        F.cross_entropy(model(inputs), labels, reduction="sum").backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def pruner_of(model: nn.Module, course: Course, importance, ratio: float, names: set[str], everywhere: bool = True):
+    ignored = [m for name, m in layers(model).items() if name not in names and getattr(m, "groups", 1) == 1]
+    return tp.pruner.BasePruner(model, course.example, importance, global_pruning=everywhere, pruning_ratio=ratio, ignored_layers=ignored)
+
+
+def cut(course: Course, importance, ratio: float, names: set[str], slopes: Mapping[str, Tensor]) -> nn.Module:
+    """A copy from which torch-pruning removed a share ``ratio`` of the channels of the layers ``names``."""
+    model = copy.deepcopy(course.model)
+    for name, parameter in model.named_parameters():
+        parameter.grad = slopes.get(name)
+    pruner_of(model, course, importance, ratio, names).step()
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def at_macs(course: Course, importance, names: set[str], slopes: Mapping[str, Tensor]) -> Iterator[tuple[float, float, float, nn.Module]]:
+    """(wanted share of MACs removed, share of channels, share of MACs left, net): the nearest that bisection finds."""
+    dense, tried = macs(course.model, course.example), {0.0: (1.0, course.model)}
+    for wanted in course.ratios:
+        low, high = max(r for r, (left, _) in tried.items() if left >= 1 - wanted), min((r for r, (left, _) in tried.items() if left < 1 - wanted), default=0.98)
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            model = cut(course, importance, middle, names, slopes)
+            left = macs(model, course.example) / dense
+            tried[middle] = left, model
+            if abs(left - (1 - wanted)) < TOLERANCE:
+                break
+            low, high = (middle, high) if left > 1 - wanted else (low, middle)
+        ratio = min(tried, key=lambda r: abs(tried[r][0] - (1 - wanted)))
+        yield wanted, ratio, *tried[ratio]
+
+
+def quality(course: Course) -> Iterator[list[Point]]:
+    """All criteria on one course."""
+    slopes, streams = gradients(course), {EVERYWHERE: CRITERIA["tp magnitude"]} if course.net == "resnet20" else {}
+    for label, make in {**CRITERIA, **streams}.items():
+        names, given = prunable(course, label == EVERYWHERE), slopes if "taylor" in label else {}
+        found = at_macs(course, make(), names, given)
+        yield [Point(course.net, label, "peer", wanted, left, course.judge(copy.deepcopy(model)), replica=course.replica) for wanted, _, left, model in found]
+
+
+def speed(course: Course) -> dict:
+    """CPU milliseconds of scoring by the L2 norm, choosing and cutting to half the MACs: ours and torch-pruning's in turns; ratio ours / peer.
+
+    Ours finds the threshold for the MACs asked for and runs the cut net once within that time; torch-pruning is handed the share of channels that gives
+    these MACs. ``search_ms``: what finding that share by its own cuts took before.
+    """
+    importance, names = CRITERIA["tp magnitude"](), prunable(course)
+    start = time.process_time()
+    _, ratio, left, _ = next(at_macs(Course(**{**vars(course), "ratios": (0.5,)}), importance, names, {}))
+    search = time.process_time() - start
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        models = [copy.deepcopy(course.model) for _ in range(2)]
+        start = time.process_time()
+        score_and_remove(L2(), models[0], 0.5, example=course.example)
+        middle = time.process_time()
+        pruner_of(models[1], course, importance, ratio, names).step()
+        ours.append(middle - start)
+        theirs.append(time.process_time() - middle)
+    ratios = sorted(a / b for a, b in zip(ours, theirs))
+    return {"net": course.net, "ours_ms": round(1e3 * statistics.median(ours), 1), "peer_ms": round(1e3 * statistics.median(theirs), 1),
+            "ratio": round(statistics.median(ratios), 3), "low": round(ratios[1], 3), "high": round(ratios[-2], 3), "macs_share": round(left, 3),
+            "search_ms": round(1e3 * search, 1), "rounds": ROUNDS}
+
+
+def kept_alike(course: Course, share: float = 0.4) -> Iterator[dict]:
+    """Do our L1 and L2 drop exactly the channels that torch-pruning's magnitude of the same norm drops, per layer and over all layers?
+
+    A layer that a global threshold would empty is left whole by torch-pruning, while ours keeps its best channel: such layers are ``emptied``, and named
+    apart. Without a normaliser the norms of small layers lie below those of large ones, so that happens there. Behind a depthwise layer torch-pruning's
+    "first" member of a group is that layer (``rooted_elsewhere``): its norm is another criterion there, and the channels are others.
+    """
+    groups = inside_blocks(channel_groups(course.model, course.example))
+    total = sum(g.size for g in groups)
+    for p, ours in ((1, L1()), (2, L2())):
+        scores = ours.scores(groups, course.model)
+        for everywhere, normalizer in ((False, None), (False, "mean"), (True, None), (True, "mean")):
+            importance = tp.importance.MagnitudeImportance(p=p, group_reduction="first", normalizer=normalizer)
+            model = copy.deepcopy(course.model)
+            names, theirs, rooted = {m: name for name, m in layers(model).items()}, {}, 0
+            for found in pruner_of(model, course, importance, share, {g.name for g in groups}, everywhere).step(interactive=True):
+                written = {names.get(item.dep.target.module) for item in found if item.dep.target.module is not found[0].dep.target.module}
+                root = names[found[0].dep.target.module]
+                name = root if root in scores else next(g.name for g in groups if g.name in written)
+                rooted += name != root
+                theirs[name] = {int(i) for i in found[0].idxs}
+            ranked = sorted((float(s / (scores[g.name].mean() if normalizer else 1)), g.name, i) for g in groups for i, s in enumerate(scores[g.name]))
+            lowest = ranked[:total - int(total * (1 - share))] if everywhere else [
+                item for g in groups for item in [r for r in ranked if r[1] == g.name][:g.size - int(g.size * (1 - share))]]
+            mine = {g.name: {i for _, name, i in lowest if name == g.name} for g in groups}
+            emptied = [g.name for g in groups if len(mine[g.name]) == g.size and g.name not in theirs]
+            differ = sum(len(mine[g.name] - theirs.get(g.name, set())) for g in groups if g.name not in emptied)
+            yield {"net": course.net, "norm": f"L{p}", "threshold": "global" if everywhere else "per layer", "normalizer": normalizer, "dropped": len(lowest),
+                   "emptied": emptied, "rooted_elsewhere": rooted, "differ": differ, "equal": differ == 0}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    head, known = read(out)
+    known = {point.key: point for point in known}
+    head = {"speed": [], "kept": [], **head, "peer": "torch-pruning", "environment": environment()}
+    ready = [name for name in public.NETS if public.here(name)]
+    for make in [*(lambda net=net: public_course(net) for net in ready), *(lambda net=net, r=r: own_course(net, r) for net, r in OWN)]:
+        course, start = make(), time.process_time()
+        labels = [*CRITERIA, *([EVERYWHERE] if course.net == "resnet20" else [])]
+        if all((course.net, label, ratio, course.replica) in known for label in labels for ratio in course.ratios):
+            continue
+        for measured in quality(course):
+            known |= {point.key: point for point in measured}
+            print(described(measured, next(iter(measured[0].right)), time.process_time() - start), flush=True)
+        write(out, head, known.values())
+    timed = [own_course("vgg-small", 0), own_course("resnet20", 0), *(public_course(net) for net in ("cifar-resnet20", "tiny-dscnn") if net in ready)]
+    head |= {"speed": [speed(course) for course in timed], "kept": [row for course in timed for row in kept_alike(course)]}
+    write(out, head, known.values())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
