@@ -31,6 +31,7 @@ from ...core.study import StudyError
 
 PROJECT = ROOT.parent
 NOTEBOOKS, CHECKPOINTS, PROBES = PROJECT / "notebooks", PROJECT / "data" / "checkpoints", PROJECT / "data" / "probes"
+SHOWN = (ROOT / "core", ROOT / "views", ROOT / "api.py", ROOT / "lessons.py", PROJECT / "data" / "public", PROJECT / "data" / "peers")  # behind every page
 PAGE_SECONDS = 600
 
 
@@ -191,9 +192,9 @@ def _hash(*contents: bytes) -> str:
 
 
 @cache
-def _sources(*folders: Path) -> bytes:
-    """The hash of all files below the folders (byte code left out)."""
-    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def _sources(*places: Path) -> bytes:
+    """The hash of these files and of all files below these folders (byte code left out)."""
+    paths = sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
     return _hash(*(part for path in paths for part in (str(path.relative_to(PROJECT)).encode(), path.read_bytes()))).encode()
 
 
@@ -210,7 +211,7 @@ def _paper_key(entry: Entry, live: bool) -> str:
     """What a paper's page is made of: its text, the code behind its numbers, its stored results, the checkpoints, core and the versions."""
     source = PROJECT.joinpath(*entry.module.split(".")).with_suffix(".py")
     files = [path.read_bytes() for path in (source, _golden_path(entry), PROBES / f"{entry.arxiv}.json") if path.exists()]
-    return ("live" if live else "stored") + _hash(*files, code_key(entry.module).encode(), _sources(ROOT / "core", CHECKPOINTS),
+    return ("live" if live else "stored") + _hash(*files, code_key(entry.module).encode(), _sources(*SHOWN, CHECKPOINTS),
                                                    json.dumps(golden.environment()).encode())
 
 
@@ -218,7 +219,7 @@ def _notebook_key(path: Path) -> str:
     """A family's notebook depends on its own family (and on what all share), any other notebook on everything."""
     family = path.stem.partition("_")[2]
     papers = ROOT / "papers" / family if family and (ROOT / "papers" / family).is_dir() else ROOT / "papers"
-    return _hash(path.read_bytes(), _sources(ROOT / "core", ROOT / "contracts", ROOT / "benches", papers, CHECKPOINTS, golden.FOLDER))
+    return _hash(path.read_bytes(), _sources(*SHOWN, ROOT / "contracts", ROOT / "benches", papers, CHECKPOINTS, golden.FOLDER))
 
 
 @cache

@@ -11,6 +11,7 @@ points, drawn here once by `Study.picture`.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -160,7 +161,16 @@ def context(entry: Entry, shown: Evidence, verdicts: Sequence[claims.Verdict]) -
     return {"entry": entry, "study": study, "evidence": shown, "verdicts": verdicts, "tests": tests, "parts": parts, "ablations": ablations,
             "contenders": rows, "reference": _reference(m), "cpu_seconds": sum(item.seconds for item in m.points), "file": where,
             "lesson": render.markdown(inspect.getdoc(module) or "", 2), "code": render.code(inspect.getsource(module), anchor="line"),
-            "payload": render.embed(payload(m)), "description": figures.describe(m)}
+            "beside": _beside(entry), "payload": render.embed(payload(m)), "description": figures.describe(m)}
+
+
+def _beside(entry: Entry) -> list[dict]:
+    """The paper on other nets and data, side by side, where its family has a module ``beside`` with a function of that name: rows of plain values."""
+    module = f"workbench.papers.{entry.family}.beside"
+    if importlib.util.find_spec(module) is None:
+        return []
+    frame = importlib.import_module(module).beside(entry.arxiv)
+    return frame.to_dict("records")
 
 
 def _reference(m: Measurements) -> list[dict]:
