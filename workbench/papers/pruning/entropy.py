@@ -183,7 +183,7 @@ def _check_exercise(namespace: dict) -> None:
 
 # --- the study ----------------------------------------------------------------------------------------------------------------------------------
 
-FEW = {"filters_removed": (0.3, 0.5)}
+ONE = {"filters_removed": (0.3,)}
 REVERSED = EntropyPruning(ChannelEntropy(inverted=True))
 APOZ = EntropyPruning(Activation("zeros"), images=256)
 
@@ -199,26 +199,25 @@ STUDY = Study(
         "entropy": entropy(role="paper", replicas=3),
         "random": rival(EntropyPruning(Random()), role="control", replicas=3),
         "L1": rival(EntropyPruning(L1()), replicas=3),
-        "APoZ": rival(APOZ, replicas=3),
-        "spread": rival(EntropyPruning(Spread()), evidence="recorded", replicas=3, grid=FEW),
-        "mean activation": rival(EntropyPruning(Activation("mean")), evidence="recorded", replicas=3, grid=FEW),
-        "Taylor": rival(EntropyPruning(Taylor()), evidence="recorded", replicas=3, grid=FEW),
+        "APoZ": rival(APOZ, replicas=3, grid={"filters_removed": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)}),
+        "spread": rival(EntropyPruning(Spread()), evidence="recorded", replicas=3, grid=ONE),
+        "mean activation": rival(EntropyPruning(Activation("mean")), evidence="recorded", replicas=3, grid=ONE),
+        "Taylor": rival(EntropyPruning(Taylor()), evidence="recorded", replicas=3, grid=ONE),
         "dense": untouched(),
         "entropy, tuned": tuned(EntropyPruning()),
         "all layers at once, tuned": tuned(EntropyPruning(recompute=False)),
         "random, tuned": tuned(EntropyPruning(Random()), role="control"),
-        "L1, tuned": tuned(EntropyPruning(L1())),
-        "entropy, three epochs": tuned(EntropyPruning(), 279),
+        "entropy, tuned longer": tuned(EntropyPruning(), 140),
         "ranking by 64 images": watched(ChannelEntropy(), 64),
         "ranking by 256 images": watched(ChannelEntropy(), 256),
         "ranking by 1,024 images": watched(ChannelEntropy(), 1024),
         "ranking by spread": watched(Spread(), 1024),
         "VGG with a large head": with_head(),
-        "pooled head, tuned": strategy(EntropyPruning(), 0.0, 140),
-        "half the filters, pooled head, tuned": strategy(EntropyPruning(), 0.5, 140),
+        "pooled head, tuned": strategy(EntropyPruning(), 0.0, 93),
+        "half the filters, pooled head, tuned": strategy(EntropyPruning(), 0.5, 93),
     },
     ablations={
-        "inverted": Ablation("3 selection", rival(REVERSED, evidence="recorded", replicas=3, grid=FEW), REVERSED),
+        "inverted": Ablation("3 selection", rival(REVERSED, evidence="recorded", replicas=3, grid=ONE), REVERSED),
         "one range for all channels": Ablation("2 entropy", subject=EntropyPruning(ChannelEntropy(span="layer"))),
         "entropy of the weights": Ablation("1 statistic", subject=EntropyPruning(checks.OfWeights())),
         "all scores from the dense net": Ablation("4 schedule", subject=EntropyPruning(recompute=False)),
@@ -246,7 +245,8 @@ STUDY = Study(
               better("accuracy", "L1", by=0, **BEFORE_TUNING), paper="better than weight magnitude (section 4.2)"),
         Claim("beats its reverse", "Removing the highest entropies instead costs at least 2 points", better("accuracy", "inverted", by=2, **BEFORE_TUNING)),
         Claim("more than spread", "It is better than the standard deviation of the same responses", better("accuracy", "spread", by=0, **BEFORE_TUNING)),
-        Claim("tuning repairs", "Half of the filters removed and three epochs cost at most 1.5 points", better("accuracy", "dense", by=-1.5, of="entropy, three epochs"),
+        Claim("tuning repairs", "Half of the filters removed and 140 steps (one and a half epochs) cost at most 1.5 points",
+              better("accuracy", "dense", by=-1.5, of="entropy, tuned longer"),
               paper="about 1 % top-5 (abstract)"),
         Claim("beats random, tuned", "After 60 steps each, entropy is at least half a point above random", better("accuracy", "random, tuned", by=0.5, of="entropy, tuned"),
               paper="better than random selection (section 4.2)"),
@@ -255,7 +255,7 @@ STUDY = Study(
         Claim("stable ranking", "Two sets of 1,024 images rank the channels alike: Spearman at least 0.5", stable("ranking by 1,024 images", 0.5)),
         Claim("images matter", "That is at least 0.3 more than with 64 images", stable("ranking by 1,024 images", 0.3, "ranking by 64 images")),
         Claim("spread is stabler", "The standard deviation ranks two sets of 1,024 images alike: Spearman at least 0.95", stable("ranking by spread", 0.95)),
-        Claim("head not needed", "Pooling and one linear layer instead of the large head cost at most one point after 140 steps",
+        Claim("head not needed", "Pooling and one linear layer instead of the large head cost at most one point after one epoch",
               better("accuracy", "VGG with a large head", by=-1, of="pooled head, tuned"), paper="VGG-16: fully connected layers replaced (section 4.1)"),
         Claim("16.64 times smaller", "The whole strategy leaves at most 1/16.64 of the parameters",
               bound("params", at_most=1 / 16.64, of="half the filters, pooled head, tuned", relative_to="VGG with a large head"), paper="VGG-16: 16.64× (abstract)"),
