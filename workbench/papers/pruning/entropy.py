@@ -274,6 +274,7 @@ STUDY = Study(
         "7 memory": Part(kept_for_backward, "memory", "masks only"),
         "8 baselines": Part(Activation.scores, "beats APoZ"),
     },
+    time_limit=600.0,
     picture=answers_and_scores,
     exercise=Exercise("Entropy of a channel's pooled answers: how much does a filter say about the image?", STUB,
                       ["np.histogram(column, bins) counts in equal bins from the least to the largest value.",

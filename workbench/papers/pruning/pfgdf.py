@@ -260,6 +260,7 @@ STUDY = Study(
         "6 recovery": Part(fine_tuned, "tuning repairs"),
         "7 deployment": Part(PROBE, "83.73 % faster on a phone"),
     },
+    time_limit=600.0,
     picture=heaps,
     exercise=Exercise("Keep the filters whose mean lies inside μ ± α·σ of their layer.", STUB,
                       ["One number a filter: its mean over channels and positions.", "μ and σ are those of the N numbers (sample deviation, ddof=1).",
