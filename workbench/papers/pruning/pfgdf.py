@@ -26,6 +26,9 @@ in the picture one keeps the orange that the other keeps blue. Every rival gets 
 random filters do as well, the counts carry the result, and the Gaussian has only distributed them. The rule has a hole, too: a filter scaled to nothing has
 $s\approx0\approx\mu$ and is the safest of all (check *dead filters stay*).
 
+On the bench the search may lose 2 points of 500 validation images (their standard error is 1.3), with a dozen steps after each trial; half a point, the default, it
+never meets with so few.
+
 Reconstructed: the statistic (signed mean by default), the rule, the order and the steps of the widths, refitting a layer on its own tuned filters when its turn comes. In residual streams a channel goes where *all* layers that
 write it would delete theirs. Layers of fewer than eight filters are skipped.
 """
@@ -181,7 +184,7 @@ def _check_exercise(namespace: dict) -> None:
 # --- the study ----------------------------------------------------------------------------------------------------------------------------------
 
 AUTOMATIC = "automatic, tuned"
-FEW, COARSE = {"alpha": (0.6, 1.0, 1.5, 2.0)}, (3.0, 2.5, 2.0, 1.5, 1.2, 0.9, 0.6, 0.4)
+FEW, COARSE = {"alpha": (0.6, 1.0, 1.5)}, (2.5, 2.0, 1.5, 1.0, 0.6)
 INSIDE, TAILS = gaussian(PFGDF(), role="paper", replicas=3), gaussian(PFGDF(keep="tails"), replicas=3)
 RANDOM = equal_counts(Random(), role="control", replicas=3)
 MILD = {"at_equal": "macs_share", "over": (0.3, 0.85)}
@@ -191,7 +194,7 @@ STUDY = Study(
     name="pfgdf",
     track=vision.VGG_MACS,
     method=PFGDF(),
-    knobs=(Knob("alpha", (0.2, 0.3, NARROW, 0.6, 0.8, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, WIDEST), 1.0, quick=(1.0, 1.5), neutral=WIDEST,
+    knobs=(Knob("alpha", (0.2, 0.3, NARROW, 0.6, 0.8, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, WIDEST), 1.0, quick=(1.0,), neutral=WIDEST,
                 label="half width of the interval (standard deviations)"),),
     contenders={
         "inside": INSIDE,
@@ -208,14 +211,14 @@ STUDY = Study(
         "tails, tuned": tuned(equal_counts(PFGDF(keep="tails"))),
         "L1, tuned": tuned(equal_counts(L1())),
         "random, tuned": tuned(RANDOM, role="control"),
-        "inside, two epochs": tuned(INSIDE, 186),
-        AUTOMATIC: searched(WidthSearch(widths=COARSE)),
+        "inside, tuned longer": tuned(INSIDE, 93),
+        AUTOMATIC: searched(WidthSearch(widths=COARSE, tolerance=2.0)),
     },
     ablations={
         "tails instead": Ablation("3 rule", TAILS),
         "magnitude under another name": Ablation("1 statistic", subject=WidthSearch(checks.SortedByNorm())),
         "mean magnitude": Ablation("2 fit", subject=WidthSearch(PFGDF("l1"))),
-        "nothing is rolled back": Ablation("4 search", searched(WidthSearch(rollback=False, widths=(2.0, 1.0, 0.4))), WidthSearch(rollback=False)),
+        "nothing is rolled back": Ablation("4 search", searched(WidthSearch(rollback=False, widths=(0.4,))), WidthSearch(rollback=False)),
         "masks only": Ablation("5 consistency", subject=WidthSearch(checks.MasksOnly())),
     },
     checks=(
@@ -238,9 +241,9 @@ STUDY = Study(
         Claim("not below L1", "and at most 1 point below the smallest norms", better("accuracy", "L1, as many", by=-1, **MILD)),
         Claim("beats equal shares", "The interval's own counts are better than equal shares of every layer, at equal MACs",
               better("accuracy", "inside, equal shares", by=0, **MILD)),
-        Claim("60 % removed", "A width of 0.4 removes at least 60 % of the filters", removed("inside, two epochs", 0.6)),
-        Claim("tuning repairs", "and two epochs bring the accuracy back to 2.5 points below the dense net's",
-              better("accuracy", "dense", by=-2.5, of="inside, two epochs"), paper="VGG-16: accuracy restored (abstract)"),
+        Claim("60 % removed", "A width of 0.4 removes at least 60 % of the filters", removed("inside, tuned longer", 0.6)),
+        Claim("tuning repairs", "and one epoch brings the accuracy back to 2.5 points below the dense net's",
+              better("accuracy", "dense", by=-2.5, of="inside, tuned longer"), paper="VGG-16: accuracy restored (abstract)"),
         Claim("inside matters, tuned", "After 60 steps each, the inside is better than random filters",
               better("accuracy", "random, tuned", by=0, of="inside, tuned")),
         Claim("rolling back pays", "The search's net is at least 2 points better than that of a search that never goes back",
