@@ -1,8 +1,8 @@
-"""The recorded searches of the ASCAI study, as text:  ``python -m workbench.papers.pruning._ascai_record``  (about fifteen minutes on one core).
+"""The recorded searches of the ASCAI study, as text:  ``python -m workbench.papers.pruning._ascai_record``  (about eight minutes on one core).
 
 Each file in ``data/recorded/1911.06471`` holds the searches of one contender, one replica a line: accuracy and share of the cost of every sample, and the vectors of
 those that were not beaten when they came (no other is ever picked). Searches that are there already are kept; delete a file to search again. Accuracy is that on
-256 validation images; test images are never seen.
+192 validation images; test images are never seen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from ...core.measurements import write_whole
 from ...core.study import StudyError
 from . import _amc_record as amc
 from ._amc_environment import error_rate
-from ._ascai_search import ASCAI, Samples, anyone, evolution_strategy, noise, random_search, rule, sensitivity_box
+from ._ascai_search import Loop, Samples, anyone, at_cost, evolution_strategy, noise, random_search, rule, sensitivity_box
 from ._ascai_space import Param, Space
 
 FOLDER = Path(__file__).resolve().parents[3] / "data" / "recorded" / "1911.06471"
-NET, VALIDATION, REPLICAS = "vgg-small", 256, 3
-BENCH = ASCAI(population=20, iterations=10)
+NET, VALIDATION, REPLICAS = "vgg-small", 192, 3
+BENCH = Loop(population=16, iterations=8)
 DIGEST = ""  # of the recorded searches: part of this module, so that stored points of other searches are not taken for these
 FAMILIES = {"ascai-filters": ("filters",), "ascai-ranks": ("ranks",), "ascai-weights": ("weights",)}
 RULES = {"uniform": lambda depth: np.ones_like(depth), "shallow": lambda depth: 1.2 - depth, "deep": lambda depth: 0.2 + depth}
@@ -74,7 +74,7 @@ class Bench:
         return [replace(param, high=run["high"][param.name]) for param in self.space(methods).params]
 
 
-def _of_family(method: ASCAI) -> Callable[[Bench], Samples]:
+def _of_family(method: Loop) -> Callable[[Bench], Samples]:
     return lambda bench: replace(method, seed=bench.replica).run(bench.box(method.methods), bench.judge(method.methods), bench.dense)
 
 
@@ -96,17 +96,12 @@ def _in_amcs_space(bench: Bench) -> Samples:
         counts = amc_counts(problem, theta)
         return 1 + problem.reward(counts), problem.cost(counts / problem.space.sizes) / problem.total
 
-    return replace(BENCH, population=20, iterations=12, patience=12, seed=bench.replica, score=at_half, methods=()).run(params, judge, bench.dense)
+    return replace(BENCH, population=20, iterations=12, patience=12, seed=bench.replica, score=partial(at_cost, 0.5), methods=()).run(params, judge, bench.dense)
 
 
 def amc_counts(problem, theta: np.ndarray) -> np.ndarray:
     """Channels that AMC's space keeps at a vector."""
     return np.array([problem.space.rounded(choice, 1 - gone) for choice, gone in enumerate(theta)])
-
-
-def at_half(accuracy: np.ndarray, cost: np.ndarray, threshold: float, tau: float, rng: np.random.Generator) -> np.ndarray:
-    """For a wanted cost instead of a wanted accuracy: accuracy, fading where the cost is above one half."""
-    return accuracy * np.exp(-np.maximum(0, cost - 0.5) / tau)
 
 
 SEARCHES: dict[str, Callable[[Bench], Samples]] = {
@@ -130,8 +125,7 @@ def as_text(samples: Samples, replica: int) -> dict:
     for end in ends:
         wanted |= set(Samples(samples.dense, [], samples.accuracy[:end], samples.cost[:end], []).pareto())
     return {"replica": replica, "dense": samples.dense, "ends": ends, "right": np.rint(VALIDATION * np.array(samples.accuracy)).astype(int).tolist(),
-            "cost": np.round(samples.cost, 5).tolist(), "mean": [round(float(s.mean()), 5) for s in samples.scores], "best": [round(float(s.max()), 5) for s in samples.scores],
-            "spread": [round(float(s.std() / np.sqrt(len(s))), 5) for s in samples.scores],
+            "cost": np.round(samples.cost, 5).tolist(),
             "thetas": {str(row): np.round(samples.thetas[row], 4).tolist() for row in sorted(wanted)}}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +33,11 @@ def saving(accuracy: np.ndarray, cost: np.ndarray, threshold: float, tau: float,
     return (1 - cost) * np.exp(-np.maximum(0, threshold - accuracy) / tau)
 
 
+def at_cost(target: float, accuracy: np.ndarray, cost: np.ndarray, threshold: float, tau: float, rng: np.random.Generator) -> np.ndarray:
+    """For a wanted cost instead of a wanted accuracy: accuracy, fading where the cost is above the target. (Bind ``target`` with `functools.partial`.)"""
+    return accuracy * np.exp(-np.maximum(0, cost - target) / tau)
+
+
 def noise(accuracy: np.ndarray, cost: np.ndarray, threshold: float, tau: float, rng: np.random.Generator) -> np.ndarray:
     """Wrong on purpose: any number."""
     return rng.random(len(cost))
@@ -52,7 +57,7 @@ def anyone(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 # --- the method --------------------------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class ASCAI:
+class Loop:
     """Adaptive sampling of compression vectors.
 
     ``methods``: filters, ranks, weights, or several; ``objective``: ``bytes`` of the file or ``macs``. ``max_drop``: points of accuracy that may go, ``loose`` at the
@@ -75,7 +80,7 @@ class ASCAI:
     decay: float = 0.98
     tau: float = 0.02
     patience: int = 5
-    bearable: float = 10.0  # points that one entry alone may cost: bounds the box
+    bearable: float = 1.0  # points that one entry alone may cost: bounds the box
     seed: int = 0
     workers: int = 1
     elite: int = 1
@@ -124,7 +129,7 @@ class ASCAI:
         """The whole loop. ``dense``: accuracy of the uncompressed network."""
         rng, samples = np.random.default_rng(self.seed), Samples(dense, [], [], [], [])
         thetas, still, before, sigma = self.first(params, rng), 0, -np.inf, self.sigma
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(self.workers) as pool:  # threads: torch computes outside of Python's lock, and nothing need be pickled
             for iteration in range(self.iterations):
                 accuracy, cost = np.array(self.gather(judge, list(thetas), pool), float).T
                 score = self.score(accuracy, cost, self.threshold(iteration, dense), self.tau, rng)
@@ -168,7 +173,7 @@ class Samples:
         """The most accurate sample that costs at most so much (of equals the cheaper); the cheapest one where none does."""
         fits = np.array(self.cost) <= cost + 1e-9
         order = np.lexsort((self.cost, -np.array(self.accuracy)))
-        return int(order[fits[order]][0]) if fits.any() else int(np.argmin(self.cost))
+        return int(order[fits[order]][0]) if fits.any() else int(np.lexsort((-np.array(self.accuracy), self.cost))[0])
 
     def pareto(self) -> list[int]:
         """Samples that no other beats in accuracy and cost, the cheapest first."""
@@ -182,8 +187,6 @@ class Samples:
 
 def sensitivity_box(params: Sequence[Param], judge: Judge, dense: float, bearable: float, levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.95)) -> list[Param]:
     """The entries, each bounded by the largest level that, alone, costs at most ``bearable`` points (found by bisection; half of the first level where none does)."""
-    from dataclasses import replace
-
     bounded = []
     for i, param in enumerate(params):
         low, high = -1, len(levels)
@@ -208,7 +211,7 @@ def random_search(params: Sequence[Param], judge: Judge, dense: float, evaluatio
     return samples
 
 
-def evolution_strategy(params: Sequence[Param], judge: Judge, dense: float, method: ASCAI, seed: int) -> Samples:
+def evolution_strategy(params: Sequence[Param], judge: Judge, dense: float, method: Loop, seed: int) -> Samples:
     """CMA-ES (pycma) on the score with the final threshold, as many evaluations, from the middle of the box."""
     import cma
 

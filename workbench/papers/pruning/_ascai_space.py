@@ -25,7 +25,6 @@ from ...contracts.files.sparse import decode as sparse_decode
 from ...contracts.files.sparse import encode as sparse_encode
 from ...contracts.files.storage import fit
 from ...contracts.structure.surgery import ChannelGroup, channel_groups, macs, remove
-from . import inside_blocks
 from ._ascai_factors import Factored, bases, factor, is_factorable, ranks_of
 from .classics import L1, LAYERS
 
@@ -134,7 +133,7 @@ class Space:
         self.model, self.methods, self.example = copy.deepcopy(model).eval(), tuple(methods), example
         self.count, self.split, self.key = count, split, key or whole_key
         self.cache: dict[object, object] = {}
-        self.groups: list[ChannelGroup] = inside_blocks(channel_groups(self.model, example)) if "filters" in methods else []
+        self.groups: list[ChannelGroup] = channel_groups(self.model, example) if "filters" in methods else []
         scores = L1().scores(self.groups, self.model)
         self.order = {group.name: scores[group.name].argsort(stable=True) for group in self.groups}
         self.layers = [name for name, m in self.model.named_modules() if isinstance(m, LAYERS)] if set(methods) & {"ranks", "weights"} else []
