@@ -13,7 +13,7 @@ from workbench.contracts.files.artifact import ArtifactError
 from workbench.contracts.structure.surgery import macs, parameters
 from workbench.papers.pruning import ascai as module
 from workbench.papers.pruning._ascai_factors import Factored, factor, is_factorable, ranks_of
-from workbench.papers.pruning._ascai_search import Samples, evolution_strategy, greedy, rule, sensitivity_box
+from workbench.papers.pruning._ascai_search import Samples, random_search, rule, sensitivity_box
 from workbench.papers.pruning._ascai_space import METHODS, Space, load
 from workbench.papers.pruning.ascai import ASCAI, Param, ascai
 
@@ -153,7 +153,7 @@ def test_rivals_spend_what_they_are_given():
 
     box = sensitivity_box(params, judge, 0.9, 5)
     assert box[0].high == 0.4 and box[1].high == 0.8, "entry 0 costs 20·θ² points; the others cost nothing"
-    for rival in (lambda: greedy(params, judge, 0.9, 18), lambda: evolution_strategy(params, judge, 0.9, replace(QUICK, population=6), 0), lambda: rule(params, judge, 0.9, np.ones_like, 18)):
+    for rival in (lambda: random_search(box, judge, 0.9, 18, 0), lambda: rule(params, judge, 0.9, np.ones_like, 18)):
         calls.clear()
         samples = rival()
         assert len(calls) == len(samples.cost) == 18

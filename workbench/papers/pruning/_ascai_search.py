@@ -211,22 +211,6 @@ def random_search(params: Sequence[Param], judge: Judge, dense: float, evaluatio
     return samples
 
 
-def evolution_strategy(params: Sequence[Param], judge: Judge, dense: float, method: Loop, seed: int) -> Samples:
-    """CMA-ES (pycma) on the score with the final threshold, as many evaluations, from the middle of the box."""
-    import cma
-
-    high, samples = np.array([p.high for p in params]), Samples(dense, [], [], [], [])
-    strategy = cma.CMAEvolutionStrategy(high / 2, 0.2, {"popsize": method.population, "maxiter": method.iterations, "seed": seed + 1, "bounds": [0, TOP], "verbose": -9,
-                                                        "CMA_stds": list(high)})
-    for _ in range(method.iterations):
-        thetas = np.array(strategy.ask())
-        accuracy, cost = np.array([judge(theta) for theta in thetas]).T
-        score = saving(accuracy, cost, dense - method.max_drop / 100, method.tau, None)
-        samples.add(thetas, accuracy, cost, score)
-        strategy.tell(list(thetas), (-score).tolist())
-    return samples
-
-
 def rule(params: Sequence[Param], judge: Judge, dense: float, tilt: Callable[[np.ndarray], np.ndarray], evaluations: int = 16) -> Samples:
     """One dial for all entries: ``tilt(depth) · s`` for growing s, depth from 0 (shallow) to 1 within each kind of entry."""
     samples, depth = Samples(dense, [], [], [], []), np.zeros(len(params))
@@ -237,24 +221,4 @@ def rule(params: Sequence[Param], judge: Judge, dense: float, tilt: Callable[[np
     thetas = np.clip(np.linspace(0, 1, evaluations)[:, None] * shape / shape.max(), 0, 0.95)
     accuracy, cost = np.array([judge(theta) for theta in thetas]).T
     samples.add(thetas, accuracy, cost, 1 - cost)
-    return samples
-
-
-def greedy(params: Sequence[Param], judge: Judge, dense: float, evaluations: int) -> Samples:
-    """Again and again the entry whose next step of a fifth of its box loses least accuracy per cost saved goes on, until the evaluations are spent."""
-    samples, now, best = Samples(dense, [], [], [], []), np.zeros(len(params)), (dense, 1.0)
-    while len(samples.cost) < evaluations:
-        trials = []
-        for i, param in enumerate(params):
-            theta = now.copy()
-            theta[i] = min(TOP, theta[i] + param.high / 5)
-            if theta[i] > now[i] and len(samples.cost) + len(trials) < evaluations:
-                trials.append(theta)
-        if not trials:
-            break
-        accuracy, cost = np.array([judge(theta) for theta in trials]).T
-        samples.add(np.array(trials), accuracy, cost, 1 - cost)
-        price = (best[0] - accuracy) / np.maximum(best[1] - cost, 1e-6)
-        pick = int(np.where(cost < best[1] - 1e-6, price, np.inf).argmin())
-        now, best = trials[pick], (accuracy[pick], cost[pick])
     return samples
