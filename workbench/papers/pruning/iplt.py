@@ -1,6 +1,6 @@
 r"""# IPLT — prune before the network is trained
 
-**Really should we pruning after model be totally trained? Pruning based on a small amount of training** (Yue, Zhao and others, 2019).
+**Really should we pruning after model be totally trained? Pruning based on a small amount of training** (Yue, Zhao and Shang, 2019).
 
 The usual order is: train a large network to the end, prune it, tune what is left. If the filters that will be small at the end are small after a few epochs
 already, most of that first training is spent on filters that are going to be thrown away. Incremental pruning based on less training (IPLT) trains
@@ -28,7 +28,9 @@ against $3\cdot\mathrm{MACs}(\text{dense})\cdot\text{images}\cdot E$ *before* th
 
 **What to look for.** In the picture of a run, the lines fall in $K$ steps and so does the cost of an epoch. The picture of a cut by young ranks shows the filters' places
 after a few epochs against their places at the end: a cloud at first, then a diagonal. Ask two questions apart. Do the ranks settle early? And does it matter
-which filters go at all, once training goes on? The control `random filters, same schedule` answers the second.
+which filters go at all, once training goes on? The control `random filters, same schedule` answers the second. And mind the learning rate: here it falls
+to a tenth after epoch 5, and from then on norms hardly move. That ranks of epoch 5 agree with those of epoch 10 says as much about the rate as about filters;
+the ranks of epochs 1 to 3 are the harder test.
 
 Reconstructed (the abstract gives the idea and the results): the schedule, one epoch a round, the rates, equal shares. Ten-fold acceleration of training needs $E_0/E<0.1$:
 with ten epochs in all, a single dense one takes a tenth.
