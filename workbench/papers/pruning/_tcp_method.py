@@ -21,7 +21,19 @@ from ...contracts.structure.trace import CONV
 from . import inside_blocks
 from .classics_of_data import per_unit, run_watching
 
-MERGES = ("min", "sum", "max", "source", "target")
+
+
+def _over_norm(rows: Tensor) -> Tensor:
+    return F.normalize(rows.abs(), dim=1)
+
+
+MERGES = {  # (2, size) -> (size,): the released code's, the paper's text, and for comparison
+    "min": lambda rows: _over_norm(rows).min(0).values,
+    "sum": lambda rows: F.normalize(rows.sum(0).abs(), dim=0),
+    "max": lambda rows: _over_norm(rows).max(0).values,
+    "source": lambda rows: _over_norm(rows)[0],
+    "target": lambda rows: _over_norm(rows)[1],
+}
 
 
 @dataclass(frozen=True)
@@ -110,12 +122,7 @@ class TCP:
 
     def merged(self, lists: dict[str, Tensor]) -> dict[str, Tensor]:
         """{group: (size,)}: each row's magnitude over its layer's ℓ2 norm (a row of zeros stays zero), merged into one list."""
-        scores = {}
-        for name, rows in lists.items():
-            source, target = F.normalize(rows.abs(), dim=1)
-            scores[name] = {"min": lambda s, t: torch.minimum(s, t), "max": lambda s, t: torch.maximum(s, t), "source": lambda s, t: s, "target": lambda s, t: t,
-                            "sum": lambda s, t, rows=rows: F.normalize(rows.sum(0).abs(), dim=0)}[self.merge](source, target)
-        return scores
+        return {name: MERGES[self.merge](rows) for name, rows in lists.items()}
 
     def lowest(self, scores: dict[str, Tensor], n: int) -> dict[str, Tensor]:
         """The ``n`` lowest units over all layers (fewer where every layer is down to ``least``): {group: indices}."""
