@@ -22,7 +22,6 @@ from . import inside_blocks
 from .classics_of_data import per_unit, run_watching
 
 
-
 def _over_norm(rows: Tensor) -> Tensor:
     return F.normalize(rows.abs(), dim=1)
 
