@@ -1,4 +1,4 @@
-"""What races in pruning while training: one budget of ten epochs, or a whole run first and five epochs after it; and cuts by young ranks."""
+"""What races in pruning while training: one budget of ten epochs, or a whole run first and nine epochs after it; and cuts by young ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import Pruned, seeded
 from ._iplt_trainer import IPLT, Epoch, FilterNorm, Trainer, convolutional, final_shares, kept, lowest, overlap, rank_correlation, training_macs
 from .classics import Random
 
-AFTER = 5  # epochs of tuning behind a whole run
+AFTER = training.EPOCHS - 1  # epochs behind a whole run: as many as IPLT has behind its first one
 
 
 @dataclass
@@ -47,13 +47,14 @@ def trained(plan: IPLT, **settings: Any) -> Contender:
 
 
 def trained_first(rounds: int, **settings: Any) -> Contender:
-    """The traditional way: the whole run of ten epochs (the shipped net), then ``rounds`` cuts and five epochs at half of the rate they would start with."""
+    """The traditional way: the whole run of ten epochs (the shipped net), then ``rounds`` cuts, and as many epochs at the same rates as IPLT has behind a
+    single epoch of pre-training."""
 
     def make(keep: float, replica: int) -> Run:
         model, seen = training.net(replica), []
         trainer = Trainer(model, training.sgd(model), lambda number: training.epoch(replica, training.EPOCHS + number),
                           IPLT(pretrain=0, rounds=rounds, keep=keep), training.EXAMPLE)
-        small, log = trainer.fit(AFTER, lambda number: training.rate(number, AFTER) / 2, watch=lambda done, net: seen.append(100 * float(training.right(net).mean())))
+        small, log = trainer.fit(AFTER, lambda number: training.rate(number + 1), watch=lambda done, net: seen.append(100 * float(training.right(net).mean())))
         return _run(small, log, seen, training.run_macs())
 
     return Contender(make, evidence="recorded", **settings)
