@@ -116,7 +116,7 @@ def _check_exercise(namespace: dict) -> None:
 # --- the study --------------------------------------------------------------------------------------------------------------------------------------
 
 YOUNG, KEEP = (0, 1, 2, 3, 5, 10), (0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-RUNS, ENDS, AT_12 = {"pretrain": (0, 1, 2, 5), "keep": (0.12, 0.3)}, {"keep": (0.12, 0.3)}, {"pretrain": (1,), "keep": (0.12,)}
+RUNS, ENDS, AT_12 = {"pretrain": (0, 1, 2, 5), "keep": (0.12, 0.3)}, {"keep": (0.12,)}, {"pretrain": (1,), "keep": (0.12,)}
 DEFAULT = {"pretrain": 1, "keep": 0.12}
 
 STUDY = Study(
@@ -129,9 +129,9 @@ STUDY = Study(
     contenders={
         "IPLT": trained(IPLT(), role="paper", grid=RUNS),
         "trained first, iterative": trained_first(4, grid=ENDS),
-        "trained first, one shot": trained_first(1, grid={"keep": (0.12,)}),
+        "trained first, one shot": trained_first(1, grid=ENDS),
         "random filters, same schedule": chance(role="control", grid=AT_12),
-        "small net from scratch": small_from_scratch(grid={"keep": (0.12,)}),
+        "small net from scratch": small_from_scratch(grid=ENDS),
         "trained net cut by young ranks": cut_by(),
         "trained net cut by ranks of epoch 5": cut_by(5),
         "trained net cut by its own ranks": cut_by(10),
