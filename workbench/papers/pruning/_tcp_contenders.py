@@ -36,7 +36,7 @@ def exhibits(done: Transferred, method: TCP) -> dict[str, np.ndarray]:
 
 
 def pruned(method: TCP, start: str = "adapted", finish: Callable[[nn.Module, int], Any] | None = None, **settings: Any) -> Contender:
-    """Prunes the ``start`` net; ``finish(model, replica)`` then trains it on. ``recorded`` where anything is tuned.
+    """Prunes the ``start`` net; ``finish(model, replica)`` then trains it on. ``recorded``, on three of the nets, where anything is tuned.
 
     Series: MMD² and cross-entropy at the end of each round, and the target's test accuracy along the final tuning, which decides nothing.
     """
@@ -53,7 +53,7 @@ def pruned(method: TCP, start: str = "adapted", finish: Callable[[nn.Module, int
         return Pruned(done.model, exhibits(done, method), series)
 
     subject = None if isinstance(method, ByCriterion) or finish else method
-    return Contender(make, subject=subject, **({"evidence": "recorded"} if tuned else {}) | settings)
+    return Contender(make, subject=subject, **({"evidence": "recorded", "replicas": 3} if tuned else {}) | settings)
 
 
 def at_once(method: TCP, **settings: Any) -> Contender:
@@ -78,4 +78,4 @@ def tuned_on(steps: int = STEPS_26) -> Contender:
         TCP().tune(model, endless(domains.Pairs(7 + replica)), steps)
         return Pruned(model)
 
-    return Contender(make, role="control", evidence="recorded")
+    return Contender(make, role="control", evidence="recorded", replicas=3)
