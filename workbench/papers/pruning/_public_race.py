@@ -143,5 +143,6 @@ def race(path: Path, names: Iterable[str] = (), nets: Iterable[str] = (), fresh:
 
 def described(measured: Sequence[Point], split: str, seconds: float) -> str:
     """One line on the points of one criterion, for those who watch."""
-    return f"{measured[0].net:16} {measured[0].criterion:18} {seconds:6.1f} s  " + "  ".join(
+    first = measured[0]
+    return f"{first.net:16} {first.replica or '':1} {first.criterion:22} {seconds:6.1f} s  " + "  ".join(
         p.reason[:60] or f"{p.ratio:g}: {accuracy(p.share(split))[0]:.1f} %" for p in measured)
