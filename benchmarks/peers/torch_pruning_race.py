@@ -148,22 +148,24 @@ def kept_alike(course: Course, share: float = 0.4) -> Iterator[dict]:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    head, known = read(out)
-    known = {point.key: point for point in known}
-    head = {"speed": [], "kept": [], **head, "peer": "torch-pruning", "environment": environment()}
+    head, points = read(out)
+    known = {point.key: point for point in points}
+    head |= {"peer": "torch-pruning", "environment": environment()}
     ready = [name for name in public.NETS if public.here(name)]
-    for make in [*(lambda net=net: public_course(net) for net in ready), *(lambda net=net, r=r: own_course(net, r) for net, r in OWN)]:
+    if not head.get("speed"):
+        timed = [own_course("vgg-small", 0), own_course("resnet20", 0), *(public_course(net) for net in ("cifar-resnet20", "tiny-dscnn") if net in ready)]
+        head |= {"speed": [speed(course) for course in timed], "kept": [row for course in timed for row in kept_alike(course)]}
+        write(out, head, known.values())
+    courses = [*(lambda net=net, r=r: own_course(net, r) for net, r in OWN), *(lambda net=net: public_course(net) for net in sorted(ready, key=lambda net: net.startswith("cifar")))]  # small ones first
+    for make in courses:
         course, start = make(), time.process_time()
         labels = [*CRITERIA, *([EVERYWHERE] if course.net == "resnet20" else [])]
         if all((course.net, label, ratio, course.replica) in known for label in labels for ratio in course.ratios):
             continue
         for measured in quality(course):
             known |= {point.key: point for point in measured}
+            write(out, head, known.values())
             print(described(measured, next(iter(measured[0].right)), time.process_time() - start), flush=True)
-        write(out, head, known.values())
-    timed = [own_course("vgg-small", 0), own_course("resnet20", 0), *(public_course(net) for net in ("cifar-resnet20", "tiny-dscnn") if net in ready)]
-    head |= {"speed": [speed(course) for course in timed], "kept": [row for course in timed for row in kept_alike(course)]}
-    write(out, head, known.values())
 
 
 if __name__ == "__main__":
