@@ -1,8 +1,9 @@
 """NNCF's filter pruning (its last version that has any) on the public nets at equal multiply–accumulates: its choice of filters, really cut out here.
 
-NNCF only zeroes filters; its exporter for OpenVINO removes them. So the masks are taken from it, and the channels are removed by the workbench's surgery,
-which changes no output. Either one threshold holds over all layers (``all_weights``), or, its default, every layer loses the same share, in multiples of
-eight filters: on narrow nets that misses most budgets, which is then the reason written. Residual streams keep their channels, as for everyone. Newer versions (3.x) prune single weights only: where filter pruning is missing, that is written as the result.
+NNCF only zeroes filters; its exporter for OpenVINO removes them. So the masks are taken from it, and the channels are removed by the workbench's
+surgery, which changes no output. Either one threshold holds over all layers (``all_weights``), or, its default, every layer loses the same share, in
+multiples of eight filters: on narrow nets that misses most budgets, which is then the reason written. Residual streams keep their channels, as for
+everyone. Newer versions (3.x) prune single weights only: where filter pruning is missing, that is written as the result.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from workbench.papers.pruning._public_points import Point, read, write
 from workbench.papers.pruning._public_race import Course, described, public_course
 
 # label → (importance, one threshold over all layers); per layer is its default
-CRITERIA = {"nncf L1": ("L1", True), "nncf L2": ("L2", True), "nncf geometric median": ("geometric_median", True), "nncf L2, per layer": ("L2", False)}
+CRITERIA = {"nncf L1": ("L1", True), "nncf L2": ("L2", True), "nncf geometric median": ("geometric_median", True),
+            "nncf L2, per layer": ("L2", False)}
 STEPS, TOLERANCE, NEAR = 12, 0.004, 0.03
 
 

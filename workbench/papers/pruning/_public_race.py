@@ -29,7 +29,7 @@ SEEDS = 3  # of the random control, averaged
 
 @dataclass(frozen=True)
 class Course:
-    """One net to be cut: ``data`` is what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per test item and split."""
+    """One net to be cut. ``data``: what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per split and test item."""
 
     net: str
     model: nn.Module
@@ -41,7 +41,8 @@ class Course:
 
 
 def public_course(net: str) -> Course:
-    return Course(net, public.load(net), public.net(net).example, public.labelled(net), lambda model: public.judged(model, net), RATIOS_OF.get(net, RATIOS))
+    return Course(net, public.load(net), public.net(net).example, public.labelled(net), lambda model: public.judged(model, net),
+                  RATIOS_OF.get(net, RATIOS))
 
 
 def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)) -> Course:
@@ -55,8 +56,8 @@ def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)
 
 
 def contestants() -> dict[str, tuple[str, object]]:
-    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's score
-    with other settings, so it is of a kind of its own and wins no race for the papers."""
+    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's
+    score with other settings, so it is of a kind of its own and wins no race for the papers."""
     found = {name: ("classic", criterion(name)) for name in CLASSICS} | {"random": ("control", criterion("random"))}
     for entry in registry.implemented():
         method = entry.study().method
