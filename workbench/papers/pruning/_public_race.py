@@ -29,7 +29,7 @@ SEEDS = 3  # of the random control, averaged
 
 @dataclass(frozen=True)
 class Course:
-    """One net to be cut. ``data``: what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per split and test item."""
+    """One net to be cut. ``data``: what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per split and item."""
 
     net: str
     model: nn.Module
