@@ -1,8 +1,9 @@
 """NNCF's filter pruning (its last version that has any) on the public nets at equal multiply–accumulates: its choice of filters, really cut out here.
 
-NNCF only zeroes filters; its exporter for OpenVINO removes them. So the masks are taken from it, and the channels are removed by the workbench's surgery,
-which changes no output. One threshold over all layers (``all_weights``; per layer it prunes multiples of eight filters only). Residual streams
-keep their channels, as for everyone. Newer versions (3.x) prune single weights only: where filter pruning is missing, that is written as the result.
+NNCF only zeroes filters; its exporter for OpenVINO removes them. So the masks are taken from it, and the channels are removed by the workbench's
+surgery, which changes no output. Either one threshold holds over all layers (``all_weights``), or, its default, every layer loses the same share, in
+multiples of eight filters: on narrow nets that misses most budgets, which is then the reason written. Residual streams keep their channels, as for
+everyone. Newer versions (3.x) prune single weights only: where filter pruning is missing, that is written as the result.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from workbench.papers.pruning import inside_blocks
 from workbench.papers.pruning._public_points import Point, read, write
 from workbench.papers.pruning._public_race import Course, described, public_course
 
-CRITERIA = {"nncf L1": "L1", "nncf L2": "L2", "nncf geometric median": "geometric_median"}
-STEPS, TOLERANCE = 12, 0.004
+# label → (importance, one threshold over all layers); per layer is its default
+CRITERIA = {"nncf L1": ("L1", True), "nncf L2": ("L2", True), "nncf geometric median": ("geometric_median", True),
+            "nncf L2, per layer": ("L2", False)}
+STEPS, TOLERANCE, NEAR = 12, 0.004, 0.03
 
 
-def masks_of(course: Course, importance: str) -> Callable[[float], dict[str, Tensor]]:
+def masks_of(course: Course, importance: str, everywhere: bool) -> Callable[[float], dict[str, Tensor]]:
     """level → {layer: indices of the filters that NNCF zeroes}, for the layers whose channels may go."""
     from nncf import NNCFConfig
     from nncf.torch import create_compressed_model
 
     settings = {"algorithm": "filter_pruning", "pruning_init": 0.1,
-                "params": {"filter_importance": importance, "all_weights": True, "prune_first_conv": True,
+                "params": {"filter_importance": importance, "all_weights": everywhere, "prune_first_conv": True,
                            "prune_downsample_convs": True, "prune_batch_norms": True}}
     config = NNCFConfig.from_dict({"input_info": {"sample_size": list(course.example.shape)}, "compression": settings})
     controller, model = create_compressed_model(copy.deepcopy(course.model), config, dump_graphs=False)
@@ -63,9 +66,9 @@ def masks_of(course: Course, importance: str) -> Callable[[float], dict[str, Ten
     return at
 
 
-def at_macs(course: Course, importance: str) -> list[tuple[float, float, nn.Module]]:
+def at_macs(course: Course, importance: str, everywhere: bool) -> list[tuple[float, float, nn.Module]]:
     """(wanted share of MACs removed, share of MACs left, net): the nearest level that bisection finds."""
-    groups, dense, choose = channel_groups(course.model, course.example), macs(course.model, course.example), masks_of(course, importance)
+    groups, dense, choose = channel_groups(course.model, course.example), macs(course.model, course.example), masks_of(course, importance, everywhere)
     found = []
     for wanted in course.ratios:
         low, high, nearest = 0.0, 0.99, (1.0, course.model)
@@ -97,12 +100,14 @@ def main(out: Path) -> None:
         if not public.here(net):
             continue
         course = public_course(net)
-        for label, importance in CRITERIA.items():
+        for label, settings in CRITERIA.items():
             if all((net, label, ratio, 0) in known for ratio in course.ratios):
                 continue
             start = time.process_time()
             try:
-                measured = [Point(net, label, "peer", wanted, left, course.judge(copy.deepcopy(model))) for wanted, left, model in at_macs(course, importance)]
+                measured = [Point(net, label, "peer", wanted, left, course.judge(copy.deepcopy(model))) if abs(left - (1 - wanted)) < NEAR else
+                            Point(net, label, "peer", wanted, reason=f"multiples of eight filters: {left:.3f} of the MACs is the nearest")
+                            for wanted, left, model in at_macs(course, *settings)]
             except Exception as error:  # whatever the old tracing stumbles over is the result
                 measured = [Point(net, label, "peer", wanted, reason=f"{type(error).__name__}: {error}"[:200]) for wanted in course.ratios]
             known |= {point.key: point for point in measured}

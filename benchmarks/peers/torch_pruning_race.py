@@ -68,7 +68,8 @@ def at_macs(course: Course, importance, names: set[str], slopes: Mapping[str, Te
     """(wanted share of MACs removed, share of channels, share of MACs left, net): the nearest that bisection finds."""
     dense, tried = macs(course.model, course.example), {0.0: (1.0, course.model)}
     for wanted in course.ratios:
-        low, high = max(r for r, (left, _) in tried.items() if left >= 1 - wanted), min((r for r, (left, _) in tried.items() if left < 1 - wanted), default=0.98)
+        low = max(r for r, (left, _) in tried.items() if left >= 1 - wanted)
+        high = min((r for r, (left, _) in tried.items() if left < 1 - wanted), default=0.98)
         for _ in range(STEPS):
             middle = (low + high) / 2
             model = cut(course, importance, middle, names, slopes)
@@ -87,16 +88,18 @@ def quality(course: Course) -> Iterator[list[Point]]:
     for label, make in {**CRITERIA, **streams}.items():
         names, given = prunable(course, label == EVERYWHERE), slopes if "taylor" in label else {}
         found = at_macs(course, make(), names, given)
-        yield [Point(course.net, label, "peer", wanted, left, course.judge(copy.deepcopy(model)), replica=course.replica) for wanted, _, left, model in found]
+        yield [Point(course.net, label, "peer", wanted, left, course.judge(copy.deepcopy(model)), replica=course.replica)
+               for wanted, _, left, model in found]
 
 
 def speed(course: Course) -> dict:
     """CPU milliseconds of scoring by the L2 norm, choosing and cutting to half the MACs: ours and torch-pruning's in turns; ratio ours / peer.
 
-    Ours finds the threshold for the MACs asked for and runs the cut net once within that time; torch-pruning is handed the share of channels that gives
-    these MACs. ``search_ms``: what finding that share by its own cuts took before.
+    Ours finds the threshold for the MACs asked for and runs the cut net once within that time; torch-pruning is handed the share of channels that
+    gives these MACs. ``search_ms``: what finding that share by its own cuts took before.
     """
     importance, names = CRITERIA["tp magnitude"](), prunable(course)
+    macs(cut(course, importance, 0.1, names, {}), course.example)  # what is loaded at first use is no part of the timing
     start = time.process_time()
     _, ratio, left, _ = next(at_macs(Course(**{**vars(course), "ratios": (0.5,)}), importance, names, {}))
     search = time.process_time() - start
@@ -118,9 +121,9 @@ def speed(course: Course) -> dict:
 def kept_alike(course: Course, share: float = 0.4) -> Iterator[dict]:
     """Do our L1 and L2 drop exactly the channels that torch-pruning's magnitude of the same norm drops, per layer and over all layers?
 
-    A layer that a global threshold would empty is left whole by torch-pruning, while ours keeps its best channel: such layers are ``emptied``, and named
-    apart. Without a normaliser the norms of small layers lie below those of large ones, so that happens there. Behind a depthwise layer torch-pruning's
-    "first" member of a group is that layer (``rooted_elsewhere``): its norm is another criterion there, and the channels are others.
+    A layer that a global threshold would empty is left whole by torch-pruning, while ours keeps its best channel: such layers are ``emptied``, and
+    named apart. Without a normaliser the norms of small layers lie below those of large ones, so that happens there. Behind a depthwise layer
+    torch-pruning's "first" member of a group is that layer (``rooted_elsewhere``): its norm is another criterion there, and the channels are others.
     """
     groups = inside_blocks(channel_groups(course.model, course.example))
     total = sum(g.size for g in groups)
@@ -136,34 +139,39 @@ def kept_alike(course: Course, share: float = 0.4) -> Iterator[dict]:
                 name = root if root in scores else next(g.name for g in groups if g.name in written)
                 rooted += name != root
                 theirs[name] = {int(i) for i in found[0].idxs}
-            ranked = sorted((float(s / (scores[g.name].mean() if normalizer else 1)), g.name, i) for g in groups for i, s in enumerate(scores[g.name]))
+            ranked = sorted((float(score / (scores[g.name].mean() if normalizer else 1)), g.name, i)
+                            for g in groups for i, score in enumerate(scores[g.name]))
             lowest = ranked[:total - int(total * (1 - share))] if everywhere else [
                 item for g in groups for item in [r for r in ranked if r[1] == g.name][:g.size - int(g.size * (1 - share))]]
             mine = {g.name: {i for _, name, i in lowest if name == g.name} for g in groups}
             emptied = [g.name for g in groups if len(mine[g.name]) == g.size and g.name not in theirs]
             differ = sum(len(mine[g.name] - theirs.get(g.name, set())) for g in groups if g.name not in emptied)
-            yield {"net": course.net, "norm": f"L{p}", "threshold": "global" if everywhere else "per layer", "normalizer": normalizer, "dropped": len(lowest),
-                   "emptied": emptied, "rooted_elsewhere": rooted, "differ": differ, "equal": differ == 0}
+            yield {"net": course.net, "norm": f"L{p}", "threshold": "global" if everywhere else "per layer", "normalizer": normalizer,
+                   "dropped": len(lowest), "emptied": emptied, "rooted_elsewhere": rooted, "differ": differ, "equal": differ == 0}
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    head, known = read(out)
-    known = {point.key: point for point in known}
-    head = {"speed": [], "kept": [], **head, "peer": "torch-pruning", "environment": environment()}
+    head, points = read(out)
+    known = {point.key: point for point in points}
+    head |= {"peer": "torch-pruning", "environment": environment()}
     ready = [name for name in public.NETS if public.here(name)]
-    for make in [*(lambda net=net: public_course(net) for net in ready), *(lambda net=net, r=r: own_course(net, r) for net, r in OWN)]:
+    if not head.get("speed"):
+        timed = [*(own_course(net, 0) for net in ("vgg-small", "resnet20")),
+                 *(public_course(net) for net in ("cifar-resnet20", "tiny-dscnn") if net in ready)]
+        head |= {"speed": [speed(course) for course in timed], "kept": [row for course in timed for row in kept_alike(course)]}
+        write(out, head, known.values())
+    small_first = sorted(ready, key=lambda net: net.startswith("cifar"))
+    courses = [*(lambda net=net, r=r: own_course(net, r) for net, r in OWN), *(lambda net=net: public_course(net) for net in small_first)]
+    for make in courses:
         course, start = make(), time.process_time()
         labels = [*CRITERIA, *([EVERYWHERE] if course.net == "resnet20" else [])]
         if all((course.net, label, ratio, course.replica) in known for label in labels for ratio in course.ratios):
             continue
         for measured in quality(course):
             known |= {point.key: point for point in measured}
+            write(out, head, known.values())
             print(described(measured, next(iter(measured[0].right)), time.process_time() - start), flush=True)
-        write(out, head, known.values())
-    timed = [own_course("vgg-small", 0), own_course("resnet20", 0), *(public_course(net) for net in ("cifar-resnet20", "tiny-dscnn") if net in ready)]
-    head |= {"speed": [speed(course) for course in timed], "kept": [row for course in timed for row in kept_alike(course)]}
-    write(out, head, known.values())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ SEEDS = 3  # of the random control, averaged
 
 @dataclass(frozen=True)
 class Course:
-    """One net to be cut: ``data`` is what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per test item and split."""
+    """One net to be cut. ``data``: what scores may look at; ``judge(model)`` re-estimates batch norm, then says right or wrong per split and item."""
 
     net: str
     model: nn.Module
@@ -41,7 +41,8 @@ class Course:
 
 
 def public_course(net: str) -> Course:
-    return Course(net, public.load(net), public.net(net).example, public.labelled(net), lambda model: public.judged(model, net), RATIOS_OF.get(net, RATIOS))
+    return Course(net, public.load(net), public.net(net).example, public.labelled(net), lambda model: public.judged(model, net),
+                  RATIOS_OF.get(net, RATIOS))
 
 
 def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)) -> Course:
@@ -55,8 +56,8 @@ def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)
 
 
 def contestants() -> dict[str, tuple[str, object]]:
-    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's score
-    with other settings, so it is of a kind of its own and wins no race for the papers."""
+    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's
+    score with other settings, so it is of a kind of its own and wins no race for the papers."""
     found = {name: ("classic", criterion(name)) for name in CLASSICS} | {"random": ("control", criterion("random"))}
     for entry in registry.implemented():
         method = entry.study().method
@@ -143,5 +144,6 @@ def race(path: Path, names: Iterable[str] = (), nets: Iterable[str] = (), fresh:
 
 def described(measured: Sequence[Point], split: str, seconds: float) -> str:
     """One line on the points of one criterion, for those who watch."""
-    return f"{measured[0].net:16} {measured[0].criterion:18} {seconds:6.1f} s  " + "  ".join(
+    first = measured[0]
+    return f"{first.net:16} {first.replica or '':1} {first.criterion:22} {seconds:6.1f} s  " + "  ".join(
         p.reason[:60] or f"{p.ratio:g}: {accuracy(p.share(split))[0]:.1f} %" for p in measured)

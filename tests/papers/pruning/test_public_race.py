@@ -1,4 +1,5 @@
-"""The races on public nets and against peers, as stored: frames, figures and sentences need neither data nor nets; damage is an error; one point is measured again."""
+"""The races on public nets and against peers, as stored: frames, figures and sentences need neither data nor nets; damage is an error; points are
+measured again."""
 
 import json
 from dataclasses import replace
@@ -29,18 +30,21 @@ def race_file(path, **shares):
 
 
 def test_points_come_back_as_they_were(tmp_path):
-    points = [Point("net", "l1", "classic", 0.5, 0.5031, {"true": answers(0.7), "jpeg": answers(0.4, 31)}), Point("net", "l2", "classic", 0.5, reason="cannot"),
+    points = [Point("net", "l1", "classic", 0.5, 0.5031, {"true": answers(0.7), "jpeg": answers(0.4, 31)}),
+              Point("net", "l2", "classic", 0.5, reason="cannot"),
               Point("net", "random", "control", 0.5, 0.5, {"true": 3 * answers(0.5), "jpeg": answers(0.5, 31)}, seeds=3, replica=1)]
     write(tmp_path / "race.json", {"environment": {"cpu": "x"}}, points)
     head, back = read(tmp_path / "race.json")
     assert head == {"environment": {"cpu": "x"}} and {p.key for p in back} == {p.key for p in points}
     for p in back:
         was = next(q for q in points if q.key == p.key)
-        assert replace(p, right={}, macs_share=0) == replace(was, right={}, macs_share=0) and all(np.array_equal(p.right[s], was.right[s]) for s in was.right)
+        assert replace(p, right={}, macs_share=0) == replace(was, right={}, macs_share=0)
+        assert all(np.array_equal(p.right[split], answers) for split, answers in was.right.items())
     assert read(tmp_path / "none.json") == ({}, [])
 
 
-@pytest.mark.parametrize("damage", [lambda t: t[:-30], lambda t: t.replace('"format": 1', '"format": 9'), lambda t: t.replace('"macs_share"', '"macs"'),
+@pytest.mark.parametrize("damage", [lambda t: t[:-30], lambda t: t.replace('"format": 1', '"format": 9'),
+                                    lambda t: t.replace('"macs_share"', '"macs"'),
                                     lambda t: t.replace('"uint8"', '"object"'), lambda t: t.replace('"seeds": 1', '"seeds": 0'),
                                      lambda t: t.replace("eNp", "AAA"), lambda t: "[]", lambda t: ""])
 def test_a_damaged_text_is_an_error_that_names_it(tmp_path, damage):
@@ -64,7 +68,8 @@ def test_intervals():
         paired(answers(0.5, 10), answers(0.5, 11))
 
 
-@pytest.mark.parametrize("share, verdict, words", [(0.9, "better", "a paper beats the classics"), (0.6, "tie", "a tie"), (0.2, "worse", "no paper beats the classics")])
+@pytest.mark.parametrize("share, verdict, words", [(0.9, "better", "a paper beats the classics"), (0.6, "tie", "a tie"),
+                                                   (0.2, "worse", "no paper beats the classics")])
 def test_the_verdict_is_said_plainly(tmp_path, share, verdict, words):
     race_file(tmp_path / "race.json", classic_l1=0.5, classic_taylor=0.6, paper_new=share, survey_old=1.0, control_random=0.1)
     row, = results.public_verdict(tmp_path / "race.json").itertuples()
@@ -91,11 +96,13 @@ def test_frame_and_figure(tmp_path):
 def test_peers_are_compared_on_the_same_items_and_over_replicas(tmp_path):
     race_file(tmp_path / "race.json", classic_l1=0.5, paper_new=0.9)
     folder = tmp_path / "peers"
-    write(folder / "other.json", {"peer": "other", "speed": [{"net": "net", "ours_ms": 1.0, "peer_ms": 2.0, "ratio": 0.5, "low": 0.4, "high": 0.6, "search_ms": 9.0}],
+    write(folder / "other.json", {"peer": "other",
+                                  "speed": [{"net": "net", "ours_ms": 1.0, "peer_ms": 2.0, "ratio": 0.5, "low": 0.4, "high": 0.6, "search_ms": 9.0}],
                                   "kept": [{"net": "net", "equal": True}, {"net": "net", "equal": False}]},
           [Point("net", "its", "peer", ratio, 1 - ratio, {"true": answers(0.7, seed=7)}) for ratio in (0.1, 0.3)]
           + [Point("own", "its", "peer", 0.3, 0.7, {"test": answers(0.5 + 0.1 * r, 50, r)}, replica=r) for r in range(3)])
-    write(folder / "house.json", {"peer": "house"}, [Point("own", "l2", "classic", 0.3, 0.7, {"test": answers(0.9, 50, r)}, replica=r) for r in range(3)])
+    write(folder / "house.json", {"peer": "house"},
+          [Point("own", "l2", "classic", 0.3, 0.7, {"test": answers(0.9, 50, r)}, replica=r) for r in range(3)])
     write(folder / "gone.json", {"peer": "gone", "reason": "it prunes no filters"}, [])
     frame = peers.peers_frame(folder, tmp_path / "race.json")
     assert len(frame) == 5 and (frame[frame.net == "net"].house == "new").all() and (frame[frame.net == "net"].verdict == "better").all()
@@ -159,7 +166,8 @@ def test_the_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
 def test_every_paper_with_a_structured_score_races():
     field = racing.contestants()
     assert field["fscl"][0] == "paper" and field["pruning-survey"][0] == "survey" and field["random"][0] == "control"
-    assert {kind for kind, _ in field.values()} == {"paper", "survey", "control", "classic"} and all(hasattr(method, "scores") for _, method in field.values())
+    assert {kind for kind, _ in field.values()} == {"paper", "survey", "control", "classic"}
+    assert all(hasattr(method, "scores") for _, method in field.values())
 
 
 def test_a_score_that_cannot_be_made_leaves_its_reason():
