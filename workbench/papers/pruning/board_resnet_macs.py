@@ -11,8 +11,8 @@ STUDY = Study(
     paper="board resnet20/macs",
     name="resnet20/macs",
     track=vision.RESNET_MACS,
-    knobs=(Knob("macs_removed", (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), 0.5, quick=(0.3, 0.5, 0.7), neutral=0, label="share of the MACs removed"),
+    knobs=(Knob("macs_removed", (0, 0.2, 0.3, 0.4, 0.5, 0.6), 0.5, quick=(0.3, 0.5), neutral=0, label="share of the MACs removed"),
            Knob("round_to", (1, 8), 1, label="channels kept in multiples of")),
-    contenders=field("resnet20"),
+    contenders=field("resnet20", tuned=(0.3, 0.5)),
     ablations={}, checks=(), claims=(), parts={}, picture=kept_channels, exercise=None, enter=entry("resnet20"), absent=OWN_TRACK,
 )

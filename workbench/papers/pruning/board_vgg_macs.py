@@ -11,7 +11,7 @@ STUDY = Study(
     paper="board vgg-small/macs",
     name="vgg-small/macs",
     track=vision.VGG_MACS,
-    knobs=(Knob("macs_removed", (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 0.5, quick=(0.3, 0.5, 0.7), neutral=0, label="share of the MACs removed"),
+    knobs=(Knob("macs_removed", (0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), 0.5, quick=(0.3, 0.5, 0.7), neutral=0, label="share of the MACs removed"),
            Knob("round_to", (1, 8), 1, label="channels kept in multiples of")),
     contenders=field("vgg-small"),
     ablations={}, checks=(), claims=(), parts={}, picture=kept_channels, exercise=None, enter=entry("vgg-small"), absent=OWN_TRACK,

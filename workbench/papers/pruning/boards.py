@@ -17,20 +17,33 @@ from ...benches import vision
 from ...contracts.structure.surgery import channel_groups, macs, remove
 from ...core.study import Contender, StudyError
 from . import TUNING_STEPS, Pruned, _exhibits, fine_tuned, inside_blocks, prune, score_and_remove, seeded
+from ._entropy_method import ChannelEntropy
+from ._pfgdf_method import PFGDF
 from .classics import FPGM, L1, L2, BatchNormScale, ConsumerNorm, ProductNorm, Random
 from .classics_of_data import Activation, HRank, Taylor, ThiNet
 from .fscl import FSCL
 
 TUNED = (0.3, 0.5, 0.7)
-PAPERS: dict[str, tuple[Any, str]] = {"FSCL": (FSCL(), "2304.13397")}
+PAPERS: dict[str, tuple[Any, str]] = {"FSCL": (FSCL(), "2304.13397"), "entropy": (ChannelEntropy(), "1706.05791"), "PFGDF": (PFGDF(), "2006.12963")}
 CLASSICS: dict[str, Any] = {
     "L1": L1(), "L2": L2(), "FPGM": FPGM(), "batch-norm scale": BatchNormScale(), "Taylor": Taylor(), "HRank": HRank(), "ThiNet": ThiNet(),
     "APoZ": Activation(), "reading side": ConsumerNorm(), "both sides": ProductNorm(),
 }
 OWN_TRACK = {
-    "2312.09580": "its net separates speech, and its knob is bits",
+    "1802.03494": "it searches shares of layers, not channels: see `race` with an allocation, and its own study on the same nets",
+    "1808.00496": "students, thin factors and sparse weights in one pipeline: its own study, on the same nets' bytes",
+    "1811.07555": "it prunes while a 3-D net learns to read clips",
+    "1901.08455": "it prunes while a net is trained from nothing; its criterion is L1 by fan-in, which is here",
+    "1904.02654": "it asks a second, unlabelled domain",
+    "1907.09286": "an ensemble of prunings is no single net",
+    "1909.11348": "it shrinks detectors and trackers while they specialise",
+    "1911.06471": "a search of minutes for each net and cost: its own study, on the same nets",
     "2005.04275": "a survey: its leaves are the classics here",
-    "1802.03494": "it searches shares of layers, not channels: see `race` with an allocation, and its own study",
+    "2007.01696": "nets that are trained with merged channels, not pruned",
+    "2108.01020": "its net reads skeletons, and its knob is a datapath's",
+    "2204.00943": "a net that is small from the start, not pruned",
+    "2211.01957": "a search of a minute for each net: its own study, on the same nets' bytes",
+    "2312.09580": "its net separates speech, and its knob is bits",
 }
 
 

@@ -21,7 +21,6 @@ criteria that look at weights alone; those that look at data are in :mod:`.class
 # classic: snip | SNIP: connection sensitivity before training (Lee et al.) | 2019 | classics_of_data.SNIP
 # classic: apoz | Average percentage of zeros (Hu et al., Network Trimming) | 2016 | classics_of_data.Activation
 # classic: mean-activation | Mean activation of a channel (Molchanov et al., section 2.2) | 2017 | classics_of_data.Activation
-# classic: entropy | Entropy of a channel's pooled activations (Luo and Wu) | 2017 | classics_of_data.Activation
 # classic: hrank | HRank: the rank of a channel's maps (Lin et al.) | 2020 | classics_of_data.HRank
 # classic: thinet | ThiNet: greedy reconstruction of the next layer and least squares (Luo et al.) | 2017 | classics_of_data.ThiNet
 # classic: magnitude | Fine-grained magnitude pruning (Han et al.) | 2015 | procedures.magnitude_masks

@@ -181,6 +181,22 @@ def _check_exercise(namespace: dict) -> None:
     assert abs(float(namespace["channel_entropy"](np.full((50, 1), 2.0), 20)[0])) < 1e-12, "a channel that always answers alike has entropy 0"
 
 
+def five_channels(namespace: dict):
+    """The exercise's picture: what the answer makes of five channels of which two differ in loudness only, beside entropy."""
+    import plotly.graph_objects as go
+
+    rng = np.random.default_rng(3)
+    answers = rng.normal(size=(600, 1)) * [[1, 10, 0, 0, 0]] + np.stack([0 * np.ones(600), np.zeros(600), np.full(600, 2.0), rng.integers(0, 2, 600), rng.random(600)], 1)
+    yours = np.asarray(namespace["channel_entropy"](answers, 20), float)
+    right = np.array([stats.entropy(np.histogram(column, 20)[0]) for column in answers.T])
+    figure = go.Figure(layout={"height": 300, "margin": {"l": 10, "r": 10, "t": 40, "b": 40}, "yaxis": {"title": {"text": "score"}}, "title": {
+        "text": f"ten times louder scores {yours[1] / max(yours[0], 1e-9):.1f} times as much (entropy: 1.0)", "font": {"size": 14}}})
+    for name, values, colour, pattern in (("yours", yours, "#D55E00", "/"), ("entropy", right, "#0072B2", "")):
+        figure.add_bar(x=["quiet", "ten times louder", "always 2", "0 or 1", "anything"], y=values.round(3).tolist(), name=name,
+                       marker={"color": colour, "pattern": {"shape": pattern}})
+    return figure
+
+
 # --- the study ----------------------------------------------------------------------------------------------------------------------------------
 
 ONE = {"filters_removed": (0.3,)}
@@ -289,5 +305,5 @@ STUDY = Study(
     exercise=Exercise("Entropy of a channel's pooled answers: how much does a filter say about the image?", STUB,
                       ["np.histogram(column, bins) counts in equal bins from the least to the largest value.",
                        "Counts over M are shares p; −Σ p·log p, with 0·log 0 = 0.", "A column that never changes falls into one bin: p = 1, log 1 = 0."],
-                      _check_exercise, SOLUTION),
+                      _check_exercise, SOLUTION, five_channels),
 )

@@ -60,7 +60,7 @@ TABLE = """
 3.4 | APoZ | apoz | channels that are mostly zero go | APoZ
 3.4 | HRank | hrank | channels whose maps have a high rank stay |
 3.4 | mean activation | mean-activation | channels that are faint go | mean activation
-3.4 | entropy | entropy | channels that always say the same go | entropy
+3.4 | entropy | 1706.05791 | channels that always say the same go | entropy
 3.5 | ThiNet | thinet | drop what the next layer misses least, then least squares | ThiNet
 3.5 | AMC's least squares | 1802.03494 | after every cut, refit the layer that reads it |
 3.6 | FPGM | fpgm | near the geometric median is what the others can replace | FPGM
