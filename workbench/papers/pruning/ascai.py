@@ -69,7 +69,7 @@ from ._ascai_search import Loop, anyone, as_they_come, noise, proportional, savi
 from ._ascai_space import Param, Space, own_key, rounded_down
 
 __all__ = ["ASCAI", "STUDY", "Param", "Result", "ascai"]
-AT = 0.3  # of the bytes: where claims compare
+AT = 0.5  # of the bytes: where claims compare. A search for at most 5 points lost draws its samples at 0.35 to 0.6 of the bytes, hardly any below
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------------------------------------
@@ -79,6 +79,8 @@ def breeds(m: Measurements) -> Estimate:
     rows, gains = m.rows(bytes_left=AT, iterations=BENCH.iterations), []
     rows = rows[np.isclose(rows.bytes_left, AT)]
     for score, error in zip(m.series(rows, "score"), m.series(rows, "error"), strict=True):
+        if len(score) < 2:  # a rule, or random search: nothing builds on anything
+            continue
         early, late = slice(0, len(score) // 2), slice(len(score) // 2, None)
         gains.append(score[late].mean() - score[early].mean() - 2 * np.hypot(*(np.sqrt((error[part] ** 2).sum()) / len(error[part]) for part in (early, late))))
     return estimate(gains, 0)
@@ -158,8 +160,7 @@ def _check_exercise(namespace: dict) -> None:
 
 RULES = ("uniform", "shallow layers lose more", "deep layers lose more", "by sensitivity")
 WHERE = {"bytes_left": AT, "iterations": BENCH.iterations}
-FEW = {"bytes_left": (0.2, AT, 0.5)}
-LAST = FEW | {"iterations": (BENCH.iterations,)}
+FEW = {"bytes_left": (AT,)}
 ONLY = {"bytes_left": (AT,), "iterations": (BENCH.iterations,)}
 
 STUDY = Study(
@@ -167,13 +168,13 @@ STUDY = Study(
     name="ascai",
     track=vision.VGG_BYTES,
     method=ASCAI(),
-    knobs=(Knob("bytes_left", (0.1, 0.15, 0.2, 0.25, AT, 0.4, 0.5, 0.6, 0.8, 1.0), AT, neutral=1.0, label="share of the dense file's bytes, at most"),
+    knobs=(Knob("bytes_left", (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, AT, 0.6, 0.8, 1.0), AT, neutral=1.0, label="share of the dense file's bytes, at most"),
            Knob("iterations", tuple(range(1, BENCH.iterations + 1)), BENCH.iterations, label=f"iterations of {BENCH.population} samples")),
     contenders={
         "ASCAI": searched("ascai", role="paper", subject=ASCAI()),
-        "ASCAI, filters": searched("ascai-filters", FAMILIES["ascai-filters"], grid=LAST, evidence="recorded"),
-        "ASCAI, ranks": searched("ascai-ranks", FAMILIES["ascai-ranks"], grid=LAST, evidence="recorded"),
-        "ASCAI, weights": searched("ascai-weights", FAMILIES["ascai-weights"], grid=LAST, evidence="recorded"),
+        "ASCAI, filters": searched("ascai-filters", FAMILIES["ascai-filters"], grid=ONLY, evidence="recorded"),
+        "ASCAI, ranks": searched("ascai-ranks", FAMILIES["ascai-ranks"], grid=ONLY, evidence="recorded"),
+        "ASCAI, weights": searched("ascai-weights", FAMILIES["ascai-weights"], grid=ONLY, evidence="recorded"),
         "random search": one_shot("random", role="control", note="as many evaluations in the same box"),
         RULES[0]: one_shot("uniform"),
         RULES[1]: one_shot("shallow", evidence="recorded", grid=FEW),
@@ -183,7 +184,6 @@ STUDY = Study(
         "AMC": of_amc(),
         "dense": untouched(),
         "ASCAI, tuned": tuned(searched("ascai"), AT),
-        "uniform, tuned": tuned(one_shot("uniform"), AT),
     },
     ablations={
         "parents drawn by chance": Ablation("4 selection", searched("anyone", grid=ONLY), ASCAI(select=anyone, elite=0)),
@@ -210,18 +210,22 @@ STUDY = Study(
     ),
     claims=(
         Claim("the population improves", "The mean score of the second half of the iterations is above that of the first by more than two standard errors", breeds),
-        Claim("beats random search", "At 30 % of the bytes, at least 1 point above random search with as many evaluations",
-              better("accuracy", "random search", by=1, **WHERE)),
-        Claim("beats one dial", "At 30 % of the bytes, at least 2 points above the same rate for all entries",
+        Claim("beats random search", "At half of the bytes, at least 1 point above random search with as many evaluations",
+              better("accuracy", "random search", by=1, **WHERE),
+              reason="112 samples in a box of 26 entries that a scan has bounded well: luck goes far, and eight iterations are few (the paper's follow-up takes fifty)"),
+        Claim("beats one dial", "At half of the bytes, at least 2 points above the same rate for all entries",
               better("accuracy", "uniform", by=2, **WHERE), paper="better than rule-based methods (abstract, no figures)"),
-        Claim("beats the rules", "At 30 % of the bytes, at least 2 points above the best of four rules", best_rule, paper="better than rule-based methods (abstract, no figures)"),
-        Claim("selection matters", "Parents drawn by chance cost at least 1 point", better("accuracy", "parents drawn by chance", by=1, **WHERE)),
-        Claim("more than filters", "One vector for three methods is at least 5 points above filters alone at 30 % of the bytes",
-              better("accuracy", "ASCAI, filters", by=5, **WHERE), paper="techniques can be combined in one search (abstract)"),
-        Claim("more than the best method alone", "One vector for three methods is not below zeros alone at 30 % of the bytes", better("accuracy", "ASCAI, weights", **WHERE)),
+        Claim("beats the rules", "At half of the bytes, at least 2 points above the best of four rules", best_rule, paper="better than rule-based methods (abstract, no figures)",
+              reason="rates in proportion to what the scan found each entry to bear are a good rule already, and the search starts from the same scan"),
+        Claim("selection matters", "Parents drawn by chance cost at least 1 point", better("accuracy", "parents drawn by chance", by=1, **WHERE),
+              reason="the threshold asks for 5 points of validation accuracy, not for half of the bytes; eight iterations of drift stay near the good first box"),
+        Claim("more than filters", "One vector for three methods is at least 5 points above filters alone at half of the bytes",
+              better("accuracy", "ASCAI, filters", by=5, **WHERE), reason="filters alone hardly reach half of the bytes: their smallest sample is larger", paper="techniques can be combined in one search (abstract)"),
+        Claim("more than the best method alone", "One vector for three methods is not below zeros alone at half of the bytes", better("accuracy", "ASCAI, weights", **WHERE),
+              reason="seven entries are searched more thoroughly by 112 samples than 26, and zeros are what a file stores best"),
         Claim("not below AMC", "On AMC's problem, half of the MACs and 240 evaluations, at most 1 point below what AMC's agent found",
-              better("accuracy", "AMC", by=-1, of="ASCAI on AMC's problem"), paper="better than reinforcement learning (abstract, no figures)"),
-        Claim("tuning repairs", "At 30 % of the bytes, 60 steps of tuning leave at most 2 points to the dense network", better("accuracy", "dense", by=-2, of="ASCAI, tuned")),
+              better("accuracy", "AMC", by=-1, of="ASCAI on AMC's problem"), reason="three replicas, and each policy is partly picked for its luck on the validation images", paper="better than reinforcement learning (abstract, no figures)"),
+        Claim("tuning repairs", "At half of the bytes, 60 steps of tuning leave at most 2 points to the dense network", better("accuracy", "dense", by=-2, of="ASCAI, tuned"), reason="60 steps are two thirds of an epoch"),
     ),
     parts={
         "1 encoding": Part(Space.decode, "translation", "rounded down"),
