@@ -1,7 +1,7 @@
 """Networks that answer together: the track on which ensembles of LeNet-5 race, against single nets too.
 
 A thing is a network (an ensemble is one, with its ``members`` and ``vote``), or several things of which the median counts (``draws``: random choices). Ten
-or five digits, as many as it answers. Judged by 1,000 test images; what was chosen on validation images was chosen on the first 1,000 of those.
+or five digits, as many as it answers. Judged by the first 1,000 test images; what chooses members sees the first 600 validation images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..core.study import Metric, Result, Track
 from . import CHECKPOINTS, vision
 from .vision.lenet import source
 
-IMAGES = 1_000
+IMAGES = {"validation": 600, "test": 1_000}
 NETS = {10: "lenet5", 5: "lenet5-five"}
 
 METRICS = {
@@ -38,12 +38,13 @@ METRICS = {
 
 @lru_cache(maxsize=4)
 def images(net: str, split: str) -> tuple[Tensor, Tensor]:
-    return source(net, split).tensors(IMAGES)
+    """Images (N, 3, 32, 32) and labels of a split, as many as are looked at."""
+    return source(net, split).tensors(IMAGES[split])
 
 
 @torch.no_grad()
 def logits(model: nn.Module, net: str, split: str) -> Tensor:
-    """(N, classes) of one network on the first 1,000 images of a split; a network with the same weights is not run twice in one process."""
+    """(N, classes) of one network on the first images of a split; a network with the same weights is not run twice in one process."""
     digest = hashlib.sha256(f"{net} {split} {type(model).__name__}".encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())

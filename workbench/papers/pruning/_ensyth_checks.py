@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...benches import ensembles, vision
 from ...core.study import Outcome
-from ._ensyth_ensemble import UNIT, Ensemble, probabilities, votes
-from ._ensyth_method import EnSyth, bench_pool, chosen
+from ._ensyth_ensemble import UNIT, Ensemble, pack, probabilities, votes
+from ._ensyth_method import EnSyth, bench_pool, pool_of
 from ._ensyth_pool import read_pool
 from ._gradual import GradualPruner, Schedule
 
@@ -24,7 +24,7 @@ IMAGES = 500
 
 def _shares(method: EnSyth, every: int = 1) -> tuple[Tensor, Tensor]:
     """Probabilities in whole units (members, 500, 10) of every n-th member of replica 0, and labels, of validation images."""
-    logits = bench_pool(method.pool, 0)[1]
+    logits = bench_pool(method.pool, 0).logits
     return probabilities(logits[::every, :IMAGES]), ensembles.images("lenet5", "validation")[1][:IMAGES]
 
 
@@ -50,8 +50,8 @@ def schedule(method: EnSyth) -> Outcome:
 
 @lru_cache(maxsize=1)
 def copies(replica: int) -> list[nn.Module]:
-    """Ablation: no other hyper-parameters, one member twelve times with a little noise in its weights."""
-    return noisy(read_pool(replica)[0], 12)
+    """Ablation: no other hyper-parameters, one member six times with a little noise in its weights."""
+    return noisy(read_pool(replica)[0], 6)
 
 
 @torch.no_grad()
@@ -69,7 +69,8 @@ def members_differ(method: EnSyth) -> Outcome:
     found = ensembles.diversity(answers, np.array([0, 0, 1, 1, 0, 1]))
     if not np.allclose([found["disagreement"], found["q"], found["kappa"]], [1 / 3, 1 / 2, 1 / 3]):
         return Outcome(False, str(found), "1/3, 1/2, 1/3")
-    members, logits, _ = bench_pool(method.pool, 0)
+    pool = bench_pool(method.pool, 0)
+    members, logits = pool.members, pool.logits
     images = ensembles.images("lenet5", "validation")[0][:100]
     with torch.no_grad():
         alone, three = Ensemble.of([members[0]])(images), Ensemble.of([members[0]] * 3)(images)
@@ -77,9 +78,9 @@ def members_differ(method: EnSyth) -> Outcome:
             return Outcome(False, "three copies answer otherwise than one", "equal bit for bit")
         near = np.stack([ensembles.logits(member, "lenet5", "validation").argmax(1).numpy() for member in noisy(members[0], 3)])
     labels = ensembles.images("lenet5", "validation")[1].numpy()
-    pool = ensembles.diversity(logits.argmax(2).numpy(), labels)["disagreement"]
+    ours = ensembles.diversity(logits.argmax(2).numpy(), labels)["disagreement"]
     noise = ensembles.diversity(near, labels)["disagreement"]
-    return Outcome(pool > 3 * noise and pool > 0, pool, f"above {3 * noise:.4f}, three times what a little noise gives")
+    return Outcome(ours > 3 * noise and ours > 0, ours, f"above {3 * noise:.4f}, three times what a little noise gives")
 
 
 def votes_by_hand(method: EnSyth) -> Outcome:
@@ -141,9 +142,8 @@ def near_optimum(method: EnSyth) -> Outcome:
 
 
 def validation_only(method: EnSyth) -> Outcome:
-    found = chosen(method, 0)[3]
-    _, logits, sizes = bench_pool(method.pool, 0)
-    wanted = method.choose(probabilities(logits), ensembles.images("lenet5", "validation")[1], sizes)
+    found, pool = method.chosen(pool_of(method, 0)), bench_pool(method.pool, 0, method.encode)
+    wanted = method.choose(probabilities(pool.logits), ensembles.images("lenet5", "validation")[1], pool.sizes)
     return Outcome(found.path.equals(wanted.path), str(found.kept), str(wanted.kept))
 
 
@@ -152,12 +152,16 @@ def densely(tensor: Tensor):
     return {"kind": "dense"}, tensor, None
 
 
+def _packed(members, encode) -> Ensemble:
+    return Ensemble.of([pack(member, encode=encode) for member in members])
+
+
 @torch.no_grad()
 def file_is_the_ensemble(method: EnSyth) -> Outcome:
-    members = bench_pool(method.pool, 0)[0]
+    members = bench_pool(method.pool, 0).members
     sparse_ones = [member for member in members if float((member.classifier[0].weight == 0).float().mean()) > 0.79][:3] or members[:3]
     images = ensembles.images("lenet5", "validation")[0][:32]
-    whole = Ensemble.of(sparse_ones, encode=method.encode)
+    whole = _packed(sparse_ones, method.encode)
     twin = copy.deepcopy(sparse_ones[0])
     twin.classifier[4].bias += 1
     with tempfile.TemporaryDirectory() as folder:
@@ -166,8 +170,8 @@ def file_is_the_ensemble(method: EnSyth) -> Outcome:
             return Outcome(False, said, path.stat().st_size)
         if not torch.equal(Ensemble.load(path).outputs(images), torch.stack([member(images) for member in sparse_ones])):
             return Outcome(False, "other logits after saving and loading", "equal bit for bit")
-        dense = Ensemble.of(sparse_ones, encode=densely).save(Path(folder) / "dense.wb")
-        one, pair = (Ensemble.of(some, encode=method.encode).save(Path(folder) / "some.wb") for some in (sparse_ones[:1], [sparse_ones[0], twin]))
+        dense = _packed(sparse_ones, densely).save(Path(folder) / "dense.wb")
+        one, pair = (_packed(some, method.encode).save(Path(folder) / "some.wb") for some in (sparse_ones[:1], [sparse_ones[0], twin]))
     if pair > 1.3 * one:
         return Outcome(False, f"two members that differ in one bias: {pair / one:.2f} × the bytes of one", "1.3 ×")
     return Outcome(said < 0.5 * dense, said / dense, 0.5)
@@ -175,7 +179,7 @@ def file_is_the_ensemble(method: EnSyth) -> Outcome:
 
 @torch.no_grad()
 def together_equals_apart(method: EnSyth) -> Outcome:
-    members = bench_pool(method.pool, 0)[0]
+    members = bench_pool(method.pool, 0).members
     ensemble, images = Ensemble.of([*members[:3], *members[-2:]]), ensembles.images("lenet5", "validation")[0][:16].contiguous()
     apart = ensemble(images)
     if not torch.equal(ensemble.threaded(images), apart):

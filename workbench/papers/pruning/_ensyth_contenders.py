@@ -15,12 +15,12 @@ from ...benches.vision.recipe import batches, train
 from ...contracts.model import packed_bytes
 from ...core.study import Contender
 from ._ensyth_ensemble import Ensemble
-from ._ensyth_method import EnSyth, chosen
+from ._ensyth_method import EnSyth, pool_of
 from ._ensyth_pool import BATCH, STEPS, make_pool, read_pool
 from ._ensyth_select import Selection, accuracy_of
 from ._gradual import train_steps
 
-NET, CLEAN, DRAWS = "lenet5", 0.10, 15
+NET, CLEAN, DRAWS = "lenet5", 0.10, 9
 
 
 def _of_size(selection: Selection, members: int) -> tuple[int, ...]:
@@ -31,8 +31,9 @@ def _of_size(selection: Selection, members: int) -> tuple[int, ...]:
 def synthesis(method: EnSyth, **settings) -> Contender:
     """EnSyth's ensemble: the best on the path (``members`` 0), or the one of so many members."""
     def make(members: int, sparsest: float, replica: int) -> Ensemble:
-        pool, logits, labels, selection = chosen(method, replica, sparsest)
-        return method.packed(pool, _of_size(selection, int(members)), selection, logits, labels)
+        pool = pool_of(method, replica, sparsest)
+        selection = method.chosen(pool)
+        return method.build(pool, selection, _of_size(selection, int(members)))
 
     return Contender(make, **{"evidence": "checkpoint", "subject": method} | settings)
 
@@ -40,8 +41,8 @@ def synthesis(method: EnSyth, **settings) -> Contender:
 def at_default(method: EnSyth, **settings) -> Contender:
     """A variant, at its best only."""
     def make(replica: int) -> Ensemble:
-        pool, logits, labels, selection = chosen(method, replica)
-        return method.packed(pool, selection.kept, selection, logits, labels)
+        pool = pool_of(method, replica)
+        return method.build(pool, method.chosen(pool))
 
     return Contender(make, **{"evidence": "checkpoint"} | settings)
 
@@ -49,9 +50,10 @@ def at_default(method: EnSyth, **settings) -> Contender:
 def most_accurate(count: int | None = None, source: Callable = read_pool, **settings) -> Contender:
     """The members that are best alone on validation images: ``count``, or as many as EnSyth's ensemble has."""
     def make(replica: int) -> Ensemble:
-        pool, logits, labels, selection = chosen(EnSyth(pool=source), replica)
-        order = accuracy_of(logits, labels).argsort(descending=True, stable=True).tolist()
-        return Ensemble.of([pool[m] for m in order[:count or len(selection.kept)]])
+        method = EnSyth(pool=source)
+        pool = pool_of(method, replica)
+        order = accuracy_of(pool.logits, pool.labels).argsort(descending=True, stable=True).tolist()
+        return pool.ensemble(order[:count or len(method.chosen(pool).kept)])
 
     return Contender(make, **{"evidence": "checkpoint"} | settings)
 
@@ -64,13 +66,12 @@ class Draws:
 
 
 def random_sets(replica: int) -> Draws:
-    """15 random sets of as many members as EnSyth's, from the pool without members that are over 10 points below the dense net on validation images."""
-    pool, logits, labels, selection = chosen(EnSyth(), replica)
-    dense = accuracy_of(ensembles.logits(vision.dense(NET, replica), NET, "validation"), labels)
-    clean = np.flatnonzero(accuracy_of(logits, labels).numpy() >= float(dense) - CLEAN)
-    rng = np.random.default_rng(replica)
-    size = min(len(selection.kept), len(clean))
-    return Draws(tuple(Ensemble.of([pool[m] for m in sorted(rng.choice(clean, size, replace=False))]) for _ in range(DRAWS)))
+    """Nine random sets of as many members as EnSyth's, from the pool without members that are over 10 points below the dense net on validation images."""
+    pool = pool_of(EnSyth(), replica)
+    dense = accuracy_of(ensembles.logits(vision.dense(NET, replica), NET, "validation"), pool.labels)
+    clean = np.flatnonzero(accuracy_of(pool.logits, pool.labels).numpy() >= float(dense) - CLEAN)
+    rng, size = np.random.default_rng(replica), min(len(EnSyth().chosen(pool).kept), len(clean))
+    return Draws(tuple(pool.ensemble(sorted(rng.choice(clean, size, replace=False).tolist())) for _ in range(DRAWS)))
 
 
 def dense_net(replica: int) -> nn.Module:
@@ -99,8 +100,8 @@ def two_trainings(replica: int) -> Ensemble:
 
 def wider(replica: int) -> nn.Module:
     """One dense net of about the bytes of EnSyth's ensemble, trained from nothing by the bench's recipe (as many epochs of images as LeNet-5 got)."""
-    pool, _, _, selection = chosen(EnSyth(), replica)
-    goal, scale = packed_bytes(Ensemble.of([pool[m] for m in selection.kept])), 0.5
+    pool = pool_of(EnSyth(), replica)
+    goal, scale = pool.bytes(EnSyth().chosen(pool).kept), 0.5
 
     def net(by: float) -> nn.Module:
         return vision.NETS[NET]((round(6 * by), round(16 * by)), (round(120 * by), round(84 * by)))
@@ -120,8 +121,8 @@ def to_time() -> dict:
     """What `workbench probe` times: 32 images through the dense net and through EnSyth's ensemble, its members one after another, as one batch, in two
     threads, and the slowest of them alone (what the ensemble takes where each member has a processor of its own)."""
     inputs = vision.calibration()[:32].contiguous()
-    pool, logits, labels, selection = chosen(EnSyth(), 0)
-    found, dense = EnSyth().packed(pool, selection.kept, selection, logits, labels), vision.dense(NET)
+    pool = pool_of(EnSyth(), 0)
+    found, dense = pool.ensemble(EnSyth().chosen(pool).kept), vision.dense(NET)
     largest = max(found.members, key=lambda member: sum(int((p != 0).sum()) for p in member.parameters()))
     return {"dense": lambda: dense(inputs), "one after another": lambda: found(inputs), "as one batch": lambda: found.together(inputs),
             "two threads": lambda: found.threaded(inputs), "the largest member": lambda: largest(inputs)}

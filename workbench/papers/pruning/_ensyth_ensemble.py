@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,6 +48,23 @@ def votes(shares: Tensor, combine: str, accuracies: Sequence[float] = ()) -> Ten
     return shares
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A network as a file holds it: ``network`` and ``graph`` rebuild it, ``tensors``: name -> (form, values, index or None)."""
+
+    network: dict
+    graph: dict | None
+    tensors: dict[str, tuple[dict, Tensor, Tensor | None]]
+
+
+def pack(member: nn.Module, example=None, encode: Callable = sparse.encode) -> Packed:
+    """ValueError: a file could not bring the network back."""
+    whole = describe(member, example)
+    if whole.meta["kind"] == "weights":
+        raise ValueError(f"members: {type(member).__name__} could not be brought back from a file: {whole.meta['reason']}")
+    return Packed(whole.meta, whole.graph, {name: encode(tensor) for name, tensor in whole.tensors.items()})
+
+
 class Ensemble(nn.Module):
     """Networks that answer together; ``forward(inputs) -> (B, classes)``: votes per member (``stacked``: scores of the logistic regression).
 
@@ -69,12 +87,11 @@ class Ensemble(nn.Module):
         return {"members": self.facts, "tensors": self.table, "combine": self.combine, "accuracies": self.accuracies}
 
     @classmethod
-    def of(cls, members: Sequence[nn.Module], combine: str = "soft", accuracies: Sequence[float] = (), example=None,
-           stack: tuple[np.ndarray, np.ndarray] | None = None, encode=sparse.encode) -> Ensemble:
-        """Packs networks. ``accuracies``: one a member, for ``weighted``; ``stack``: matrix (members · classes, classes) and offset (classes,) on the
-        members' logits, for ``stacked``; ``example``: a batch of inputs, needed for classes that are neither the workbench's nor transformers'.
-
-        ValueError: no member, an unknown combiner, a member that a file could not bring back.
+    def of(cls, members: Sequence[Packed | nn.Module], combine: str = "soft", accuracies: Sequence[float] = (), example=None,
+           stack: tuple[np.ndarray, np.ndarray] | None = None) -> Ensemble:
+        """Of packed networks, or of networks, which it packs. ``accuracies``: one a member, for ``weighted``; ``stack``: matrix (members · classes, classes)
+        and offset (classes,) on the members' logits, for ``stacked``; ``example``: a batch of inputs, needed for classes that are neither the workbench's
+        nor transformers'. ValueError: no member, an unknown combiner, a network that a file could not bring back.
         """
         if not members:
             raise ValueError("members: an ensemble needs at least one")
@@ -94,15 +111,10 @@ class Ensemble(nn.Module):
             return seen[digest]
 
         facts = []
-        for i, member in enumerate(members):
-            whole = describe(member, example)
-            if whole.meta["kind"] == "weights":
-                raise ValueError(f"members: number {i} ({type(member).__name__}) could not be brought back from a file: {whole.meta['reason']}")
-            packed = {}
-            for name, tensor in whole.tensors.items():
-                how, values, index = encode(tensor)
-                packed[name] = [place(values), None if index is None else place(index), how]
-            facts.append({"network": whole.meta, "graph": whole.graph, "packed": packed})
+        for member in members:
+            packed = member if isinstance(member, Packed) else pack(member, example)
+            places = {name: [place(values), None if index is None else place(index), how] for name, (how, values, index) in packed.tensors.items()}
+            facts.append({"network": packed.network, "graph": packed.graph, "packed": places})
         stacked = [{"stack": [place(torch.from_numpy(np.asarray(part, np.float32))) for part in stack]}] if stack is not None else []
         made = cls(facts + stacked, [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in kept], combine, accuracies)
         made.load_state_dict({f"t{i}": tensor for i, tensor in enumerate(kept)})
@@ -112,10 +124,11 @@ class Ensemble(nn.Module):
     def members(self) -> list[nn.Module]:
         """The networks, decoded when first asked for. ArtifactError: what is stored does not fit together."""
         if not self._decoded:
-            for fact in self.facts:
-                if "network" in fact:
-                    tensors = {name: sparse.decode(how, self._tensor(values), self._tensor(index)) for name, (values, index, how) in fact["packed"].items()}
-                    self._decoded.append(restore(Artifact(tensors, fact["network"], fact["graph"])))
+            with torch.inference_mode(False):  # they outlive the call that asks first, which may run in inference mode
+                for fact in self.facts:
+                    if "network" in fact:
+                        tensors = {name: sparse.decode(how, self._tensor(value), self._tensor(index)) for name, (value, index, how) in fact["packed"].items()}
+                        self._decoded.append(restore(Artifact(tensors, fact["network"], fact["graph"])))
         return self._decoded
 
     def _tensor(self, number: int | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from ...benches import ensembles, vision
 from ...contracts.files import sparse
 from ...contracts.model import inputs_and_labels, packed_bytes
 from ...contracts.structure.trace import forward
-from ._ensyth_ensemble import Ensemble, probabilities, votes
+from ._ensyth_ensemble import Ensemble, Packed, pack, probabilities, votes
 from ._ensyth_pool import GRIDS, STEPS, Setting, ensyth_pool, read_pool
 from ._ensyth_select import Selection, accuracy_of, select, stack
 from ._gradual import Schedule
@@ -40,7 +40,35 @@ def ensyth_select(pool: Sequence[nn.Module], val_loader: Iterable, combine: str 
         raise ValueError(f"pool: members must answer with equally many classes, (batch, classes); found {', '.join(map(str, sorted(shapes)))} a sample")
     example = data[0][0][:2] if example is None and isinstance(data[0][0], Tensor) else example
     labels = torch.cat([labels for _, labels in data])
-    return EnSyth(combine, search, max_bytes).synthesise(pool, torch.stack(logits), labels, example)
+    method = EnSyth(combine, search, max_bytes)
+    candidates = Pool.of(pool, torch.stack(logits), labels, example)
+    return method.build(candidates, method.chosen(candidates))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Members with all that a selection needs: packed, their logits (members, N, classes) and the labels of validation data, bytes of each one's file."""
+
+    members: Sequence[nn.Module]
+    packed: Sequence[Packed]
+    logits: Tensor
+    labels: Tensor
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, members: Sequence[nn.Module], logits: Tensor, labels: Tensor, example=None, encode: Callable = sparse.encode) -> Pool:
+        packed = [pack(member, example, encode) for member in members]
+        return cls(members, packed, logits, labels, [packed_bytes(Ensemble.of([one])) for one in packed])
+
+    def ensemble(self, kept: Iterable[int], combine: str = "soft", **extra) -> Ensemble:
+        return Ensemble.of([self.packed[m] for m in kept], combine, **extra)
+
+    def bytes(self, kept: Iterable[int]) -> int:
+        """Of the file that these members make, shared tensors once."""
+        return packed_bytes(self.ensemble(kept))
+
+    def only(self, which: Sequence[int]) -> Pool:
+        return Pool([self.members[m] for m in which], [self.packed[m] for m in which], self.logits[which], self.labels, [self.sizes[m] for m in which])
 
 
 @dataclass(frozen=True)
@@ -68,30 +96,24 @@ class EnSyth:
         """Members by their validation probabilities (members, N, classes); ``cost(set)``: exact bytes, where a limit asks for them."""
         return select(shares, self.labels(labels), [self.ties * size for size in sizes], self.combine, self.search, self.max_bytes, cost, self.ballot)
 
-    def synthesise(self, pool: Sequence[nn.Module], logits: Tensor, labels: Tensor, example=None) -> Ensemble:
-        """The chosen ensemble with its ``path``; ``logits``: the pool's on validation data, (members, N, classes)."""
-        alone = [packed_bytes(Ensemble.of([member], example=example, encode=self.encode)) for member in pool]
+    def chosen(self, pool: Pool) -> Selection:
+        return self.choose(probabilities(pool.logits), pool.labels, pool.sizes, None if self.max_bytes is None else pool.bytes)
 
-        def written(kept: Sequence[int]) -> int:
-            return packed_bytes(Ensemble.of([pool[m] for m in kept], example=example, encode=self.encode))
-
-        chosen = self.choose(probabilities(logits), labels, alone, written if self.max_bytes is not None else None)
-        return self.packed(pool, chosen.kept, chosen, logits, labels, example)
-
-    def packed(self, pool: Sequence[nn.Module], kept: Sequence[int], chosen: Selection, logits: Tensor, labels: Tensor, example=None) -> Ensemble:
-        """The members ``kept`` as one network, with the table and what the picture shows of how they were chosen."""
-        kept, extra = list(kept), {}
+    def build(self, pool: Pool, selection: Selection, kept: Sequence[int] = ()) -> Ensemble:
+        """The members chosen (or ``kept``, another set on the path) as one network, with the table and what the picture shows of how they were chosen."""
+        kept, extra = list(kept or selection.kept), {}
         if self.combine == "weighted":
-            extra["accuracies"] = accuracy_of(logits[kept], labels).tolist()
+            extra["accuracies"] = accuracy_of(pool.logits[kept], pool.labels).tolist()
         if self.combine == "stacked":
-            extra["stack"] = stack(logits[kept], labels)[:2]
-        found = Ensemble.of([pool[m] for m in kept], self.combine, example=example, encode=self.encode, **extra)
-        found.path = chosen.path
-        stays = np.zeros((min(len(chosen.path), 2 * len(pool)), len(pool)), np.uint8)
-        for row, members in zip(stays, chosen.path.members, strict=False):
+            extra["stack"] = stack(pool.logits[kept], pool.labels)[:2]
+        found = pool.ensemble(kept, self.combine, **extra)
+        path = selection.path
+        found.path = path
+        stays = np.zeros((min(len(path), 2 * len(pool.members)), len(pool.members)), np.uint8)
+        for row, members in zip(stays, path.members, strict=False):
             row[list(members)] = 1
-        found.exhibits = {"stays": np.packbits(stays, axis=1), "accuracy": (10_000 * chosen.path.accuracy.to_numpy()[:len(stays)]).round().astype(np.uint16),
-                          "zeros": np.array([round(100 * zeros(member)) for member in pool], np.uint8), "kept": np.array(kept, np.uint8)}
+        found.exhibits = {"stays": np.packbits(stays, axis=1), "accuracy": (10_000 * path.accuracy.to_numpy()[:len(stays)]).round().astype(np.uint16),
+                          "zeros": np.array([round(100 * zeros(member)) for member in pool.members], np.uint8), "kept": np.array(kept, np.uint8)}
         return found
 
     def compress(self, model: nn.Module, ratio: float, data: Iterable | None, example) -> Ensemble:
@@ -115,23 +137,17 @@ def zeros(model: nn.Module) -> float:
 
 
 @lru_cache(maxsize=16)
-def bench_pool(source: Callable, replica: int) -> tuple[list[nn.Module], Tensor, list[int]]:
-    """A replica's members, their validation logits, and the bytes of each one's file."""
+def bench_pool(source: Callable, replica: int, encode: Callable = sparse.encode, split: str = "validation") -> Pool:
+    """A replica's members, judged by the bench's images."""
     members = source(replica)
     net = ensembles.NETS[members[0](vision.EXAMPLE).shape[1]]
-    logits = torch.stack([ensembles.logits(member, net, "validation") for member in members])
-    return members, logits, [packed_bytes(Ensemble.of([member])) for member in members]
+    logits = torch.stack([ensembles.logits(member, net, split) for member in members])
+    return Pool.of(members, logits, ensembles.images(net, split)[1], encode=encode)
 
 
-def chosen(method: EnSyth, replica: int, sparsest: float = 0.0) -> tuple[list[nn.Module], Tensor, Tensor, Selection]:
-    """The pool of a replica (of members with at least ``sparsest`` zeros), its logits and labels, and what the method chooses."""
-    members, logits, sizes = bench_pool(method.pool, replica)
-    net = ensembles.NETS[logits.shape[2]]
-    within = [i for i, setting in enumerate(GRIDS[net][:len(members)]) if sparsest == 0 or setting.kind == "weights" and setting.sparsity >= sparsest]
-    if method.split != "validation":
-        logits = torch.stack([ensembles.logits(member, net, method.split) for member in members])
-    members, logits, sizes = [members[i] for i in within], logits[within], [sizes[i] for i in within]
-    labels = ensembles.images(net, method.split)[1]
-    if method.max_bytes is None:
-        return members, logits, labels, method.choose(probabilities(logits), labels, sizes)
-    return members, logits, labels, method.choose(probabilities(logits), labels, sizes, lambda kept: packed_bytes(Ensemble.of([members[m] for m in kept])))
+def pool_of(method: EnSyth, replica: int, sparsest: float = 0.0) -> Pool:
+    """The pool that the method chooses from: of members with at least ``sparsest`` zeros."""
+    pool = bench_pool(method.pool, replica, method.encode, method.split)
+    grid = GRIDS[ensembles.NETS[pool.logits.shape[2]]][:len(pool.members)]
+    within = [i for i, setting in enumerate(grid) if sparsest == 0 or setting.kind == "weights" and setting.sparsity >= sparsest]
+    return pool.only(within)
