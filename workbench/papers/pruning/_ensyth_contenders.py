@@ -47,6 +47,12 @@ def at_default(method: EnSyth, **settings) -> Contender:
     return Contender(make, **{"evidence": "checkpoint"} | settings)
 
 
+def within_dense_bytes(replica: int) -> Ensemble:
+    """The best set on the path whose file is no larger than the dense net's."""
+    pool, method = pool_of(EnSyth(), replica), EnSyth(max_bytes=ensembles.dense_cost(NET)[0])
+    return method.build(pool, method.chosen(pool))
+
+
 def most_accurate(count: int | None = None, source: Callable = read_pool, **settings) -> Contender:
     """The members that are best alone on validation images: ``count``, or as many as EnSyth's ensemble has."""
     def make(replica: int) -> Ensemble:

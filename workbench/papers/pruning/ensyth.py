@@ -50,6 +50,7 @@ from ._ensyth_contenders import (
     tuned_dense,
     two_trainings,
     wider,
+    within_dense_bytes,
 )
 from ._ensyth_ensemble import Ensemble, votes
 from ._ensyth_lesson import SOLUTION, STUB, check_exercise, elimination
@@ -73,8 +74,6 @@ luckless.of = "labels shuffled"
 
 # --- the study ------------------------------------------------------------------------------------------------------------------------------------------
 
-DENSE_BYTES = 248_954
-
 STUDY = Study(
     paper="1907.09286",
     name="ensyth",
@@ -85,7 +84,7 @@ STUDY = Study(
            Knob("sparsest", (0, 0.6, 0.7, 0.8, 0.9, 0.95), 0, label="least sparsity of the pool's members")),
     contenders={
         "EnSyth": synthesis(EnSyth(), role="paper"),
-        "EnSyth within the dense net's bytes": at_default(EnSyth(max_bytes=DENSE_BYTES), role="paper"),
+        "EnSyth within the dense net's bytes": Contender(within_dense_bytes, "paper", evidence="checkpoint"),
         "dense": Contender(dense_net, "control", evidence="checkpoint"),
         "best member": most_accurate(1),
         "most accurate members": most_accurate(),
