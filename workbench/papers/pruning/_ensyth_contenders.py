@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ...benches import ensembles, vision
-from ...benches.vision.recipe import batches, train
-from ...contracts.model import packed_bytes
+from ...benches.vision.recipe import batches
 from ...core.study import Contender
 from ._ensyth_ensemble import Ensemble
 from ._ensyth_method import EnSyth, pool_of
@@ -102,20 +101,6 @@ def snapshots(replica: int) -> Ensemble:
 def two_trainings(replica: int) -> Ensemble:
     """Two dense nets that were trained apart."""
     return Ensemble.of([vision.dense(NET, replica), vision.dense(NET, (replica + 1) % 3)])
-
-
-def wider(replica: int) -> nn.Module:
-    """One dense net of about the bytes of EnSyth's ensemble, trained from nothing by the bench's recipe (as many epochs of images as LeNet-5 got)."""
-    pool = pool_of(EnSyth(), replica)
-    goal, scale = pool.bytes(EnSyth().chosen(pool).kept), 0.5
-
-    def net(by: float) -> nn.Module:
-        return vision.NETS[NET]((round(6 * by), round(16 * by)), (round(120 * by), round(84 * by)))
-
-    while packed_bytes(net(scale + 0.05)) <= goal:
-        scale += 0.05
-    torch.manual_seed(replica)
-    return train(net(scale), 12 * (12_000 // 128), replica, net=NET).to(memory_format=torch.contiguous_format)
 
 
 @lru_cache(maxsize=3)

@@ -63,7 +63,7 @@ def grid(members: Mapping[float, int], shares: Sequence[float] = (0.3, 0.5, 0.7)
     return (*(Setting(sparsity, **way) for sparsity, count in members.items() for way in ways[:count]), *(Setting(share, "filters") for share in shares))
 
 
-GRIDS = {"lenet5": grid({0.5: 2, 0.6: 2, 0.7: 3, 0.8: 5, 0.9: 5, 0.95: 4}), "lenet5-five": grid({0.5: 2, 0.7: 2, 0.8: 3, 0.9: 2})}
+GRIDS = {"lenet5": grid({0.5: 2, 0.6: 2, 0.7: 3, 0.8: 5, 0.9: 5, 0.95: 4}), "lenet5-five": grid({0.5: 2, 0.7: 2, 0.8: 2}, (0.5,))}
 
 
 def pruned_member(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], setting: Setting, steps: int = STEPS, example=None) -> nn.Module:

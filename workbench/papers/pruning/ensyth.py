@@ -49,7 +49,6 @@ from ._ensyth_contenders import (
     to_time,
     tuned_dense,
     two_trainings,
-    wider,
     within_dense_bytes,
 )
 from ._ensyth_ensemble import Ensemble, votes
@@ -97,7 +96,6 @@ STUDY = Study(
         "two trainings": Contender(two_trainings, "bound", evidence="checkpoint"),
         "dense, tuned as long": Contender(tuned_dense, "control", evidence="recorded"),
         "two dense snapshots": Contender(snapshots, evidence="recorded"),
-        "one wider net": Contender(wider, evidence="recorded"),
         "EnSyth, five digits": at_default(EnSyth(pool=five_digits), evidence="recorded"),
         "best member, five digits": most_accurate(1, five_digits, evidence="recorded"),
         "dense, five digits": Contender(lambda replica: vision.dense("lenet5-five", replica), "control", evidence="recorded"),
@@ -146,7 +144,6 @@ STUDY = Study(
         Claim("more than the mean member", "Together the members are at least 1 point above their own mean", bound("gain", at_least=1)),
         Claim("more than tuning alone", "It is above the dense net tuned for as many steps as one member", better("accuracy", "dense, tuned as long")),
         Claim("beats two snapshots", "It is at least as accurate as two dense snapshots", better("accuracy", "two dense snapshots")),
-        Claim("beats one wider net", "It is at least as accurate as one dense net of its bytes, trained from nothing", better("accuracy", "one wider net")),
     ),
     parts={
         "1 baseline": Part(dense_net, "not below the dense net"),
