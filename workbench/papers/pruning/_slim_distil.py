@@ -21,6 +21,12 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperat
     return 2 * alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
 
 
+@torch.no_grad()
+def answers_of(teacher: nn.Module, inputs) -> Tensor:
+    """The teacher's logits (B, classes)."""
+    return forward(teacher, inputs)
+
+
 def distil(student: nn.Module, teacher: nn.Module, loader: Iterable, temperature: float = TEMPERATURE, alpha: float = ALPHA, steps: int = 400,
            rate: float = 6e-3) -> nn.Module:
     """A trained copy of ``student``. ValueError: temperature not positive, alpha outside [0, 1], other numbers of classes, no data or labels."""
@@ -35,8 +41,7 @@ def distil(student: nn.Module, teacher: nn.Module, loader: Iterable, temperature
 
     def stream() -> Iterator:
         for images, labels in endless(loader):
-            with torch.no_grad():
-                yield images, (labels, forward(teacher, images))
+            yield images, (labels, answers_of(teacher, images))
 
     train_steps(student, stream(), steps, rate, loss=lambda net, x, y: distillation_loss(forward(net, x), y[1], y[0], temperature, alpha))
     return student

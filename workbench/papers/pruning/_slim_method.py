@@ -17,7 +17,7 @@ from ...contracts.structure.macs import parameters
 from ...contracts.structure.surgery import reestimate_batchnorm
 from ...contracts.structure.trace import forward
 from ._gradual import GradualPruner, Schedule, endless, train_steps
-from ._slim_distil import ALPHA, TEMPERATURE, distillation_loss
+from ._slim_distil import ALPHA, TEMPERATURE, answers_of, distillation_loss
 from ._slim_file import Slim, load_slim, round_to_8_bits, save_slim
 from ._slim_lowrank import candidates, lowrank, lowrank_conv, ranks_by_energy, ranks_by_share, singular
 
@@ -46,8 +46,7 @@ class SlimNets:
         """In place: cross-entropy, or the distillation loss where there is a teacher."""
         def stream() -> Iterator:
             for inputs, labels in endless(loader):
-                with torch.no_grad():
-                    yield inputs, (labels, None if teacher is None else forward(teacher, inputs))
+                yield inputs, (labels, None if teacher is None else answers_of(teacher, inputs))
 
         def loss(net: nn.Module, inputs: Tensor, told: tuple) -> Tensor:
             answers = forward(net, inputs)
