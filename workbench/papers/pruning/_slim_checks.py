@@ -15,7 +15,7 @@ from ...contracts.files.storage import describe, load, save_model
 from ...core.study import Outcome
 from ._gradual import GradualPruner, Schedule
 from ._slim_distil import distillation_loss
-from ._slim_lowrank import LowRank, full_rank, lowrank, lowrank_conv, matrix, ranks_by_share
+from ._slim_lowrank import LowRank, full_rank, lowrank, lowrank_conv, matrix, ranks_by_share, singular
 
 
 def _convolutions() -> list[nn.Conv2d]:
@@ -52,6 +52,12 @@ def truncation_is_optimal(method) -> Outcome:
             best = float((values[rank:] ** 2).sum().sqrt())
             worst = max(worst, abs(error - best) / float(values.norm()))
     return Outcome(worst < 1e-6, worst, 1e-6)
+
+
+def smallest_first(m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ablation: the directions that matter least are kept."""
+    u, s, v = singular(m)
+    return u.flip(1), s.flip(0), v.flip(1)
 
 
 def sparsity_is_exact(method) -> Outcome:
