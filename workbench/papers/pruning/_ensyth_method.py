@@ -129,7 +129,7 @@ class EnSyth:
 
 
 def zeros(model: nn.Module) -> float:
-    """The share of zeros among the weights of the net that LeNet-5 has: what was removed counts as zero for filters too."""
+    """The share of zeros among the parameters that a member has (of one with fewer filters: about none)."""
     return 1 - sum(int((p != 0).sum()) for p in model.parameters()) / max(sum(p.numel() for p in model.parameters()), 1)
 
 
