@@ -123,7 +123,7 @@ class EnSyth:
         if len(found) < 2:
             raise ValueError(f"data: at least two batches of (inputs, labels) are needed, to train and to choose; found {len(found)}")
         held = max(1, len(found) // 5)
-        pool = ensyth_pool(model, found[:-held], self.settings, self.steps, example)
+        pool = ensyth_pool(model, found[:-held], self.settings, self.steps, example, self.schedule)
         limit = int((1 - ratio) * packed_bytes(model, example))
         return ensyth_select(pool, found[-held:], self.combine, limit if self.max_bytes is None else min(limit, self.max_bytes), self.search, example)
 

@@ -66,7 +66,8 @@ def grid(members: Mapping[float, int], shares: Sequence[float] = (0.3, 0.5, 0.7)
 GRIDS = {"lenet5": grid({0.5: 2, 0.6: 2, 0.7: 3, 0.8: 5, 0.9: 5, 0.95: 4}), "lenet5-five": grid({0.5: 2, 0.7: 2, 0.8: 2}, (0.5,))}
 
 
-def pruned_member(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], setting: Setting, steps: int = STEPS, example=None) -> nn.Module:
+def pruned_member(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], setting: Setting, steps: int = STEPS, example=None,
+                  plan: type[Schedule] = Schedule) -> nn.Module:
     """A pruned copy of the trained ``model``: pruned and tuned for ``steps`` steps on ``stream``."""
     member = copy.deepcopy(model)
     if setting.kind == "filters":
@@ -75,20 +76,21 @@ def pruned_member(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], set
         return member
     names = list(weights(member))
     end = max(2 * steps // 3, 1)
-    schedule = Schedule(setting.sparsity, min(setting.initial, setting.sparsity), min(setting.begin, end), setting.every, end)
+    schedule = plan(setting.sparsity, min(setting.initial, setting.sparsity), min(setting.begin, end), setting.every, end)
     pruner = GradualPruner(member, schedule, names[1:-1] or names)
     train_steps(member, stream, steps, setting.rate, after=lambda step: pruner.step(step + 1))
     return member
 
 
-def ensyth_pool(model: nn.Module, train_loader: Iterable, settings: Sequence[Setting] = GRIDS["lenet5"], steps: int = STEPS, example=None) -> list[nn.Module]:
+def ensyth_pool(model: nn.Module, train_loader: Iterable, settings: Sequence[Setting] = GRIDS["lenet5"], steps: int = STEPS, example=None,
+                plan: type[Schedule] = Schedule) -> list[nn.Module]:
     """One member for each setting, all from the same ``model`` and the same batches. ``train_loader``: batches of (inputs, labels), used in the same
     order for every member as long as it does not shuffle. ValueError: fewer than two settings, a loader without batches or labels."""
     if len(settings) < 2:
         raise ValueError(f"settings: an ensemble needs a pool of at least two members, found {len(settings)}")
     batches = list(train_loader)
     example = next(endless(batches))[0][:2] if example is None else example
-    return [pruned_member(model, endless(batches), setting, steps, example) for setting in settings]
+    return [pruned_member(model, endless(batches), setting, steps, example, plan) for setting in settings]
 
 
 # --- the shipped pools --------------------------------------------------------------------------------------------------------------------------------
