@@ -27,7 +27,7 @@ METRICS = {
     "bytes_share": Metric("file (share of the dense net's)", False, 2),
     "macs_share": Metric("MACs (share of the dense net's)", False, 2),
     "params": Metric("values stored (thousands)", False, 1),
-    "members": Metric("networks in the ensemble", False, 0),
+    "networks": Metric("networks in the ensemble", False, 0),
     "gain": Metric("gain over the mean member (points)", True, 2),
     "optimism": Metric("validation minus test accuracy (points)", False, 1),
     "disagreement": Metric("pairs of members that disagree (% of images)", True, 1),
@@ -84,7 +84,7 @@ def _measure(model: nn.Module) -> Result:
     size, work = vision.file_bytes(model), macs(model, vision.EXAMPLE)
     accuracy = 100 * float(right["test"].mean())
     return Result({"accuracy": accuracy, "bytes": size / 1e3, "bytes_share": size / dense_cost(net)[0], "macs_share": work / dense_cost(net)[1],
-                   "params": parameters(model) / 1e3, "members": float(len(members)), "gain": accuracy - 100 * float((answers == labels).mean()),
+                   "params": parameters(model) / 1e3, "networks": float(len(members)), "gain": accuracy - 100 * float((answers == labels).mean()),
                    "optimism": 100 * float(right["validation"].mean()) - accuracy, "disagreement": 100 * spread["disagreement"], "q": spread["q"],
                    "kappa": spread["kappa"]}, samples={"right": right["test"]})
 
