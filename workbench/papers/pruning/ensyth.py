@@ -71,9 +71,19 @@ def luckless(m: Measurements) -> Estimate:
 
 luckless.of = "labels shuffled"
 
+
+def largest_file(m: Measurements) -> Estimate:
+    """The largest file of any replica, as a share of the dense net's; a size, so it is its own interval."""
+    return estimate([m.rows("EnSyth within the dense net's bytes").bytes_share.max()], 1, at_least=False)
+
+
+largest_file.of = "EnSyth within the dense net's bytes"
+
 # --- the study ------------------------------------------------------------------------------------------------------------------------------------------
 
 BEST = {"members": 0, "sparsest": 0}
+AGREE = ("members pruned from one parent mostly make the parent's mistakes, and each is below it by more than their votes win back; nets that were trained "
+         "apart gain")
 
 STUDY = Study(
     paper="1907.09286",
@@ -133,16 +143,15 @@ STUDY = Study(
         Claim("not below the best member", "… and at most 0.5 point below the single member that validation likes best",
               better("accuracy", "best member", by=-0.5, **BEST)),
         Claim("above the dense net", "It is at least 0.5 point above the dense net", better("accuracy", "dense", by=0.5, **BEST),
-              paper="ensembles exceed the baseline on CIFAR-10 and CIFAR-5 (abstract, no figures)"),
+              paper="ensembles exceed the baseline on CIFAR-10 and CIFAR-5 (abstract, no figures)", reason=AGREE),
         Claim("above the dense net on five digits", "The same with five digits", better("accuracy", "dense, five digits", by=0.5, of="EnSyth, five digits"),
-              paper="CIFAR-5 (abstract)"),
+              paper="CIFAR-5 (abstract)", reason=AGREE),
         Claim("beats random sets", "It is at least as accurate as the median of nine random sets of equal size from the cleaned pool",
               better("accuracy", "random sets", **BEST)),
         Claim("shuffled labels choose no better than chance", "A set chosen by shuffled labels is at most 0.5 point above random sets", luckless),
         Claim("fits in the dense bytes", "The best set within the dense net's bytes is at most 0.5 point below the dense net",
               better("accuracy", "dense", by=-0.5, of="EnSyth within the dense net's bytes")),
-        Claim("within the budget", "… and its file is no larger than the dense net's",
-              bound("bytes_share", at_most=1, of="EnSyth within the dense net's bytes")),
+        Claim("within the budget", "… and its file is no larger than the dense net's, whatever the replica", largest_file),
         Claim("more than the mean member", "Together the members are at least 1 point above their own mean", bound("gain", at_least=1, **BEST)),
         Claim("more than tuning alone", "It is above the dense net tuned for as many steps as one member", better("accuracy", "dense, tuned as long", **BEST)),
         Claim("beats two snapshots", "It is at least as accurate as two dense snapshots", better("accuracy", "two dense snapshots", **BEST)),
