@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -54,7 +54,7 @@ def statistic(method) -> Outcome:
 def finite_differences(method) -> Outcome:
     """20 channels of the adapted net, float64: a filter scaled by 1 − ε changes L by −ε·(Δs + Δt). The kernels' width is held, as it is in the gradient."""
     model = domains.net("adapted", 0).double()
-    source, labels, target = _batch()
+    source, labels, target = _batch(8)
     source, target, step = source.double(), target.double(), 1e-5  # at 1e-3 curvature and maps that change sign make up to 7 %
     with torch.no_grad(), features(model) as seen:
         model(torch.cat([source, target]))
@@ -118,10 +118,10 @@ def rebuilt(method) -> Outcome:
     """Zeros and smaller tensors give the same answers, in the layer before the flatten too; nothing removed, nothing changed."""
     model = domains.net("adapted", 0)
     groups = convolutional(model, domains.EXAMPLE)
-    drop = method.lowest(method.merged(method.lists(groups, model, [_batch()])), 40) | {groups[-1].name: torch.arange(5)}
+    drop = method.lowest(method.merged(method.lists(groups, model, [_batch(8)])), 40) | {groups[-1].name: torch.arange(5)}
     small, zeroed = method.surgery(model, drop, domains.EXAMPLE, groups), mask(model, drop, domains.EXAMPLE, groups)
     images = data.tensors(data.domain("target", "test"), 16)[0]
-    same = method.prune(model, 0.0, [_batch()]).model
+    same = method.prune(model, 0.0, [_batch(8)]).model
     with torch.no_grad():
         error = float((small(images) - zeroed(images)).abs().max())
         untouched = torch.equal(same(images), model(images))
@@ -217,8 +217,3 @@ class ByCriterion(TCP):
 
     def lists(self, groups, model, data):
         return {name: torch.stack([score, score]) for name, score in self.criterion.scores(groups, model, None).items()}
-
-
-def like(method: TCP, cls: type = TCP, **settings: Any) -> TCP:
-    """A method of class ``cls`` with the settings of ``method``, but for these."""
-    return cls(**{f.name: getattr(method, f.name) for f in fields(TCP)} | settings)

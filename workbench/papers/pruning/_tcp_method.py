@@ -69,7 +69,7 @@ class TCP:
     merge: str = "min"
     per_round: int = 8
     least: int = 2
-    batches: int = 16
+    batches: int = 8
     progress: float = 0.1
     mmd_weight: float = 1.0
     round_steps: int = 20
