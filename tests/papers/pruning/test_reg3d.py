@@ -34,7 +34,7 @@ def plain_2d():
 
 
 def test_your_own_network_through_the_front_door(tmp_path):
-    result = workbench.compress(plain_2d(), "reg3d", ratio=0.5, data=loader(6, 3, 10, 10))
+    result = workbench.compress(plain_2d(), Reg3D(steps=20), ratio=0.5, data=loader(6, 3, 10, 10), probe=None)
     assert any(isinstance(m, ColumnConv) for m in result.model.modules())
     assert result.report.macs[1] <= 0.53 * result.report.macs[0]
     result.save(tmp_path / "small.wb")

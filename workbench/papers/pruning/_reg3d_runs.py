@@ -24,7 +24,7 @@ from ...contracts.model import inputs_and_labels
 from ...contracts.structure.surgery import reestimate_batchnorm
 from ...core.study import Contender
 from . import Pruned
-from ._reg3d_columns import ColumnConv, gather, kept_columns
+from ._reg3d_columns import gather, kept_columns
 from ._reg3d_pruner import Pruner, RegPruner
 from ._reg3d_rivals import OneShot, randomly, taylor
 
@@ -116,7 +116,7 @@ def run(make: Callable[..., Pruner], replica: int, speedup: float, steps: int = 
     return finished(pruner, losses, untrained=not steps and speedup > 1)
 
 
-def contender(make: Callable[..., Pruner], at: tuple[float, ...] = (2.0, 5.0), **settings) -> Contender:
+def contender(make: Callable[..., Pruner], at: tuple[float, ...], **settings) -> Contender:
     """Trained now, which only the full profile does."""
     return Contender(lambda speedup, replica: run(make, replica, speedup), evidence="recorded", grid={"speedup": at}, **settings)
 
@@ -143,13 +143,6 @@ def from_scratch(widths: tuple[int, ...]) -> Contender:
         torch.manual_seed(replica)
         return Pruned(train(video.C3DSmall(widths), STEPS, 50 + replica))
     return Contender(make, role="control", evidence="recorded")
-
-
-def trained_on(replica: int) -> Pruned:
-    """Control: the dense net, trained for as many steps more."""
-    pruner = Pruner(video.dense(replica), video.EXAMPLE, 1.0)
-    losses = prune_while_training(pruner, batches(50 + replica))
-    return Pruned(pruner.model, series={"loss": losses})
 
 
 # --- shipped nets -----------------------------------------------------------------------------------------------------------------------------------
@@ -222,6 +215,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-__all__ = ["ColumnConv", "Columns", "contender", "prune_while_training", "run", "shipped"]
