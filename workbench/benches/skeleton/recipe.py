@@ -1,6 +1,6 @@
 """Trains the shipped `skeleton` nets:  ``python -m workbench.benches.skeleton.recipe 0``  (less than a minute on one core).
 
-AdamW, one-cycle learning rate up to 6e-3, weight decay 1e-3, batch 32, 250 steps, sum of both streams' cross-entropies, float32, one thread; the replica
+AdamW, one-cycle learning rate up to 6e-3, weight decay 1e-3, batch 32, 200 steps, sum of both streams' cross-entropies, float32, one thread; the replica
 number is the seed of initialisation and of the order of the clips. Written to ``data/checkpoints/agcn-<replica>.safetensors`` as float16.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from . import data
 from .nets import TwoStream
 
-STEPS, BATCH = 250, 32
+STEPS, BATCH = 200, 32
 
 
 def batches(seed: int, size: int = BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
