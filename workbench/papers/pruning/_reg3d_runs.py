@@ -30,6 +30,7 @@ from ._reg3d_rivals import OneShot, randomly, taylor
 
 STEPS, RATE, DECAY = 120, 0.02, 2.5e-4
 PRUNED_BY = 0.7                        # share of the steps at which whatever prunes has pruned
+C3D_WEIGHTS = [name for name in video.C3DSmall().state_dict() if name.endswith(".weight")]
 SHIPPED = {"reg": (2.0, 3.0, 5.0), "random": (5.0,)}
 
 
@@ -175,7 +176,7 @@ def shipped(method: str, speedup: float, replica: int) -> Columns:
         return Columns(video.dense(replica), masked=video.dense(replica))
     prefix = f"{method}-{speedup:g}/"
     parts = {name.removeprefix(prefix): t for name, t in _file(replica).items() if name.startswith(prefix)}
-    convs = [name for name in parts if f"{name}@" in parts]
+    convs = [name for name in C3D_WEIGHTS if f"{name}@" in parts]                 # in the network's order, which a file does not keep
     masked, state = video.C3DSmall([len(parts[name]) for name in convs]), {}
     for name, value in parts.items():
         if name in convs:
