@@ -2,7 +2,7 @@
 
 Where a paper proposes an *architecture*, nothing is cut out of a trained net: every contender starts from random weights and gets the same steps of
 the same batches (:func:`trained`, the recipe of :mod:`workbench.benches.vision.recipe`). The images are the clean digits of :mod:`workbench.benches.vision.lenet` (turned,
-scaled, shifted, on black): nets that shrink a 32×32 picture to a quarter before their first block learn next to nothing of blended photographs in three epochs
+scaled, shifted, on black): nets that shrink a 32×32 picture to a quarter before their first block learn next to nothing of blended photographs in that time
 (20–30 % right), and a race at chance says nothing. Costs are counted, not timed, on the net as it would be
 deployed (batch norms folded), for one image of 32×32 pixels:
 
@@ -34,7 +34,7 @@ from .vision.lenet import CLEAN
 from .vision.recipe import accuracy, train
 
 EXAMPLE, DIGITS = vision.EXAMPLE, "lenet300"                         # the net of the vision bench that sees clean digits
-TEST_IMAGES, REPLICAS, STEPS = 1000, 3, 282                         # 282 steps of 128 images: three epochs
+TEST_IMAGES, REPLICAS, STEPS = 1000, 3, 188                         # 188 steps of 128 images: two epochs
 OPERATORS = ("convolution", "concatenation", "normalisation", "activation", "pooling", "linear", "other")
 _NAMES = {"convolution": 0, "cat": 1, "native_batch_norm": 2, "_native_batch_norm_legit_no_training": 2, "relu": 3, "hardtanh": 3, "max_pool2d_with_indices": 4,
           "mean": 4, "addmm": 5}
