@@ -11,7 +11,8 @@ from workbench.contracts.model import load
 from workbench.contracts.structure.macs import macs
 from workbench.papers.pruning._compact_nets import CompactNet, Squeeze, members
 from workbench.papers.pruning._compact_recipe import TASKS, VARIANTS, build, data, f1_and_error_rate
-from workbench.papers.pruning.compact_conv import CompactConv, CompactConv2d, compactify, correlation, cost_table, effective_rank, squeeze
+from workbench.papers.pruning._compact_track import correlation, effective_rank
+from workbench.papers.pruning.compact_conv import CompactConv, CompactConv2d, compactify, cost_table, squeeze
 
 X = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(0))
 
