@@ -277,6 +277,7 @@ STUDY = Study(
     name="compact-conv",
     track=TRACK,
     method=CompactConv(),
+    time_limit=300.0,
     knobs=(Knob("r", (1, 2, 4), 2, quick=(2,), neutral=1, slides=False, label="channels that become one"),),
     contenders={
         "max": _with("max", role="paper"),

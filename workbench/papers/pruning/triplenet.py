@@ -267,6 +267,7 @@ STUDY = Study(
     name="triplenet",
     track=designs.track("triplenet", "Small nets trained from nothing, accuracy against multiply–accumulates"),
     method=Design(),
+    time_limit=300.0,
     knobs=(Knob("width", (0.0625, 0.125, 0.1875), 0.125, slides=False, label="factor on every channel number of TripleNet-S"),),
     contenders={
         "TripleNet": Contender(_triple, role="paper", subject=Design(), evidence="checkpoint", grid={"width": (NARROW.width,)}),
