@@ -202,7 +202,7 @@ def _shipped(name: str) -> Contender:
 
 def half_the_width(m: Measurements) -> Estimate:
     """Accuracy of the shipped width less that of half of it, over replicas."""
-    ours, half = (rows.groupby("replica").accuracy.mean() for rows in (m.rows(), m.rows("TripleNet, other widths", width=0.0625)))
+    ours, half = (rows.groupby("replica").accuracy.mean() for rows in (m.rows(), m.rows("TripleNet, half as wide", width=0.0625)))
     return estimate((ours - half).dropna().to_numpy(), 2.0)
 
 
@@ -272,7 +272,7 @@ STUDY = Study(
     knobs=(Knob("width", (0.0625, 0.125, 0.1875), 0.125, slides=False, label="factor on every channel number of TripleNet-S"),),
     contenders={
         "TripleNet": Contender(_triple, role="paper", subject=Design(), evidence="checkpoint", grid={"width": (NARROW.width,)}),
-        "TripleNet, other widths": Contender(_triple, role="paper", evidence="recorded", grid={"width": (0.0625, 0.1875)}),
+        "TripleNet, half as wide": Contender(_triple, role="paper", evidence="recorded", grid={"width": (0.0625,)}),
         **{name: _shipped(name) for name in NETS if name != "TripleNet"},
     },
     ablations={
