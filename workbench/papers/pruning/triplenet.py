@@ -276,10 +276,8 @@ STUDY = Study(
         **{name: _shipped(name) for name in NETS if name != "TripleNet"},
     },
     ablations={
-        "block 1 harmonic": Ablation("3 block 1, dense", Contender(lambda replica: designs.trained(replace(NARROW, first="hard").build, replica),
-                                                                  evidence="recorded"), Design(first="hard")),
-        "block 5 harmonic": Ablation("5 block 5, residual", Contender(lambda replica: designs.trained(replace(NARROW, last="hard").build, replica),
-                                                                     evidence="recorded"), Design(last="hard")),
+        "block 1 harmonic": Ablation("3 block 1, dense", subject=Design(first="hard")),
+        "block 5 harmonic": Ablation("5 block 5, residual", subject=Design(last="hard")),
         "every link": Ablation("4 harmonic blocks", subject=Design(kind="all")),
         "equal widths": Ablation("4 harmonic blocks", subject=Design(multiplier=1.0)),
         "halved after every block": Ablation("2 stem", subject=Design(pooled=(0, 1, 2, 3))),
