@@ -113,15 +113,16 @@ class TripleNet(nn.Module):
     global average, dropout and a linear layer. ``forward``: (N, 3, H, W) → (N, classes); H and W from 32 on."""
 
     def __init__(self, stages: Sequence[Sequence], channels: Sequence[int], stem: Sequence[int] = (32, 64), classes: int = 10,
-                 multiplier: float = MULTIPLIER, kind: str = "harmonic", pooled: Sequence[int] = POOLED):
+                 multiplier: float = MULTIPLIER, kind: str = "harmonic", pooled: Sequence[int] = POOLED,
+                 stem_pool: bool = True):
         super().__init__()
         self._config = {"stages": [list(plan) for plan in stages], "channels": list(channels), "stem": list(stem), "classes": classes,
-                        "multiplier": multiplier, "kind": kind, "pooled": list(pooled)}
+                        "multiplier": multiplier, "kind": kind, "pooled": list(pooled), "stem_pool": stem_pool}
         if kind not in LINKS:
             raise ValueError(f"kind must be one of {', '.join(LINKS)}, not {kind!r}")
         if len(channels) != len(stages) - 1:
             raise ValueError(f"channels: {len(stages)} stages have {len(stages) - 1} transitions between them, found {len(channels)}")
-        layers: list[nn.Module] = [ConvLayer(3, stem[0], stride=2), ConvLayer(stem[0], stem[1]), nn.MaxPool2d(3, 2, 1)]
+        layers: list[nn.Module] = [ConvLayer(3, stem[0], stride=2), ConvLayer(stem[0], stem[1]), *([nn.MaxPool2d(3, 2, 1)] if stem_pool else [])]
         width = stem[1]
         for i, plan in enumerate(stages):
             block, width = stage(width, plan, multiplier, kind)

@@ -71,7 +71,7 @@ class Design:
     """A TripleNet before it has weights: ``size`` (S, B, B3), ``width`` (factor on every channel number, rounded to even), ``layers`` per harmonic block
     (default: the published ones), ``steps`` of training in :meth:`compress`.
 
-    ``first``, ``last``, ``kind``, ``multiplier``, ``pooled``, ``halved_at`` exist to be wrong on purpose: another kind of block 1 or 5, other links,
+    ``first``, ``last``, ``kind``, ``multiplier``, ``pooled``, ``stem_pool``, ``halved_at`` exist to be wrong on purpose: another kind of block 1 or 5, other links,
     equal widths, other poolings, another schedule.
     """
 
@@ -84,6 +84,7 @@ class Design:
     kind: str = "harmonic"
     multiplier: float = 1.7
     pooled: tuple[int, ...] = POOLED
+    stem_pool: bool = True
     halved_at: tuple[int, ...] = (75, 150)
 
     def __post_init__(self):
@@ -105,7 +106,8 @@ class Design:
         first = ("dense", plan["dense"], growth, inner) if self.first == "dense" else ("hard", plan["dense"], growth)
         middle = [("hard", self.layers or n, g) for n, g in zip(plan["layers"], self.scaled(*HARMONIC_GROWTH), strict=True)]
         last = ("residual", *self.scaled(*plan["residual"])) if self.last == "residual" else ("hard", 4, *self.scaled(plan["residual"][0]))
-        return TripleNet((first, *middle, last), self.scaled(*plan["channels"]), self.scaled(*STEM), num_classes, self.multiplier, self.kind, self.pooled)
+        return TripleNet((first, *middle, last), self.scaled(*plan["channels"]), self.scaled(*STEM), num_classes, self.multiplier, self.kind, self.pooled,
+                         self.stem_pool)
 
     def learning_rate(self, epoch: int, epochs: int = 200) -> float:
         """Adam's rate in ``epoch`` (from 1): 1e-3, halved at epochs 75 and 150 of 200 (in proportion for other lengths)."""
@@ -196,6 +198,15 @@ def _triple(width: float, replica: int) -> nn.Module:
     return designs.trained(replace(NARROW, width=width).build, replica)
 
 
+def _untrained(design: Design, note: str) -> Contender:
+    def make(replica: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(replica)
+            return design.build()
+
+    return Contender(make, note=note, subject=design)
+
+
 def _shipped(name: str) -> Contender:
     return Contender(lambda replica: designs.shipped(file_of(name), NETS[name], replica), evidence="checkpoint")
 
@@ -281,6 +292,8 @@ STUDY = Study(
         "every link": Ablation("4 harmonic blocks", subject=Design(kind="all")),
         "equal widths": Ablation("4 harmonic blocks", subject=Design(multiplier=1.0)),
         "halved after every block": Ablation("2 stem", subject=Design(pooled=(0, 1, 2, 3))),
+        "stem without pooling": Ablation("2 stem", _untrained(replace(NARROW, stem_pool=False), "not trained: its counts are what matters")),
+        "untrained": Ablation("8 training", _untrained(NARROW, "the weights it starts from")),
         "constant rate": Ablation("8 training", subject=Design(halved_at=())),
         "shift forgotten": Ablation("9 harness", subject=ShiftForgotten()),
     },
