@@ -1,0 +1,152 @@
+"""The specialised detectors of the BSGC study:  ``python -m workbench.papers.pruning._bsgc_record``  (six minutes on one core; nets that are there are kept).
+
+All learn for equally many steps, at one rate, from the same 240 early frames of the camera and the same 512 training scenes. Settings were chosen on replica 0 with frames 240 … 299,
+which neither specialise nor judge (nine runs). Written as float16 to ``data/checkpoints/bsgc/<kind>-<size>-<alpha>-<replica>.safetensors``, with loss, size and β of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...benches import CHECKPOINTS, detection
+from ...benches.detection import boxes, data
+from ...contracts.structure.macs import parameters
+from ...core.measurements import write_whole
+from ...core.study import StudyError
+from . import Pruned
+from ._bsgc_method import BSGC, Specialized, specialize
+from ._bsgc_shrink import Counter, prunable
+from ._bsgc_tasks import Detection
+from .classics import L1
+
+FOLDER = CHECKPOINTS / "bsgc"
+BATCH, MEMORY = 16, 512                                             # images a step of each domain; scenes of the general domain that are remembered
+METHOD = BSGC()
+SIZES, ALPHAS = (0.05, 0.1, 0.2, 0.4), (0.0, 0.3, 1.0, 3.0)
+SIZE, ALPHA = 0.1, 1.0
+
+
+def domain(replica: int) -> list[tuple[torch.Tensor, ...]]:
+    """The camera's early frames with labels, in shuffled batches."""
+    seen = data.early()
+    labels, offsets = boxes.targets(seen.objects, len(seen), data.SIDE // boxes.STRIDE)
+    order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(replica))
+    return [(data.normalised(seen.images[index.numpy()]), labels[index], offsets[index]) for index in order.split(BATCH)]
+
+
+def memory(replica: int) -> list[torch.Tensor]:
+    """Scenes of the training set, in batches."""
+    scenes = data.scenes("train")
+    order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(100 + replica))[:MEMORY]
+    return [data.normalised(scenes.images[index.numpy()]) for index in order.split(BATCH)]
+
+
+def joint(replica: int, size: float, alpha: float) -> Specialized:
+    """The paper's: all three terms at once."""
+    return specialize(detection.dense("detector", replica), domain(replica), memory(replica) if alpha else None, size, alpha, Detection(), METHOD)
+
+
+def unlabelled(replica: int, size: float, alpha: float) -> Specialized:
+    """The same from frames without labels: the general detector's boxes above 0.5 take their place."""
+    frames = [batch[0] for batch in domain(replica)]
+    return specialize(detection.dense("detector", replica), frames, memory(replica), size, alpha, Detection(), METHOD)
+
+
+def by_l1(model: nn.Module, size: float) -> nn.Module:
+    """One-shot: the same share of every layer's filters, those of the smallest L1 norm, goes, so that as nearly as possible a share ``size`` of the parameters is left."""
+    groups = prunable(model, detection.EXAMPLE)
+    scores, counter, target = L1().scores(groups, model), Counter(model, groups, detection.EXAMPLE), size * parameters(model)
+
+    def live(share: float) -> dict[str, torch.Tensor]:
+        return {g.name: scores[g.name].argsort().argsort() >= min(g.size - 1, round(share * g.size)) for g in groups}
+
+    share = min(np.linspace(0, 1, 201).tolist(), key=lambda share: abs(counter.total(live(share), "parameters") - target))
+    drop = {name: (~mask).nonzero().flatten().tolist() for name, mask in live(share).items()}
+    return METHOD.surgery(model, drop, detection.EXAMPLE, groups)
+
+
+def prune_only(replica: int, size: float, alpha: float) -> Specialized:
+    """L1 pruning, then repair on the general domain alone: it never sees the camera."""
+    net, scenes = detection.dense("detector", replica), memory(replica)
+    return specialize(net, scenes, scenes[1:] + scenes[:1], 1.0, alpha, Detection(), METHOD, student=by_l1(net, size))
+
+
+def sequential(replica: int, size: float, alpha: float) -> Specialized:
+    """First specialise (half of the steps), then prune by L1, then repair with the same loss (the other half)."""
+    net, half = detection.dense("detector", replica), replace(METHOD, steps=METHOD.steps // 2)
+    first = specialize(net, domain(replica), memory(replica), 1.0, alpha, Detection(), half)
+    second = specialize(net, domain(replica), memory(replica), 1.0, alpha, Detection(), half, student=by_l1(first.model, size))
+    return replace(second, history={name: [*first.history[name], *values] for name, values in second.history.items()})
+
+
+def small(replica: int, size: float, alpha: float) -> Specialized:
+    """A small net of equal proportions, from nothing, with the same loss for as many steps: specialised and distilled."""
+    torch.manual_seed(replica)
+    net = detection.dense("detector", replica)
+    widths, target = net.config()["widths"], size * parameters(net)
+    nets = (type(net)([max(1, round(share * width)) for width in widths]) for share in np.linspace(0.05, 1, 96))
+    student = min(nets, key=lambda candidate: abs(parameters(candidate) - target))
+    return specialize(net, domain(replica), memory(replica), 1.0, alpha, Detection(), METHOD, student=student)
+
+
+KINDS: dict[str, Callable[[int, float, float], Specialized]] = {
+    "joint": joint, "unlabelled": unlabelled, "prune-only": prune_only, "sequential": sequential, "small": small}
+
+
+def plan() -> Iterable[tuple[str, float, float, int]]:
+    """(kind, size, alpha, replica) of every shipped net: those that claims need first."""
+    settings = [("joint", SIZE, ALPHA), ("joint", SIZE, 0.0), *((kind, SIZE, ALPHA) for kind in KINDS if kind != "joint"),
+                *(("joint", SIZE, alpha) for alpha in ALPHAS), *(("joint", size, ALPHA) for size in SIZES)]
+    return [(*setting, replica) for setting in dict.fromkeys(settings) for replica in range(detection.REPLICAS)]
+
+
+def path_of(kind: str, size: float, alpha: float, replica: int) -> Path:
+    return FOLDER / f"{kind}-{size:g}-{alpha:g}-{replica}.safetensors"
+
+
+@lru_cache(maxsize=64)
+def shipped(kind: str, size: float, alpha: float, replica: int) -> Pruned:
+    """A specialised detector as it was recorded, with the history of its making."""
+    from safetensors import safe_open
+
+    path = path_of(kind, size, alpha, replica)
+    if not path.exists():
+        raise StudyError(f"no checkpoint {path.name}; `python -m workbench.papers.pruning._bsgc_record` trains it")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        history = json.loads(file.metadata()["history"])
+    model = detection.NETS["detector"]([tensors[name].shape[0] for name in tensors if name.startswith("features") and tensors[name].dim() == 4])
+    model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+    return Pruned(model.eval(), {}, history)
+
+
+def keep(made: Specialized, path: Path) -> None:
+    from safetensors.torch import save
+
+    history = {name: [round(float(value), 3 if name != "size" else 0) for value in values] for name, values in made.history.items()}
+    tensors = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
+    write_whole(path, save(tensors, metadata={"history": json.dumps(history), "report": json.dumps(made.report), "recipe": __doc__.strip()}))
+
+
+def main(seconds: float = 480) -> None:
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    for kind, size, alpha, replica in plan():
+        path = path_of(kind, size, alpha, replica)
+        if not path.exists() and time.monotonic() - start < seconds:
+            keep(KINDS[kind](replica, size, alpha), path)
+            print(path.name, flush=True)
+    print(f"{sum(not path_of(*run).exists() for run in plan())} to go")
+
+
+if __name__ == "__main__":
+    main()
