@@ -90,8 +90,9 @@ class Stream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frame after frame: the next one comes when it is asked for."""
-        for self.now in range(self.now, len(self.frames)):
-            yield self[self.now]
+        for t in range(self.now, len(self.frames)):
+            self.now = t
+            yield self[t]
 
 
 def normalised(images: np.ndarray):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...benches import detection
 from ...benches.detection import data, tracking
+from ...benches.detection.boxes import overlap
 from ...core.study import Contender
 from . import Pruned
 from ._bsgc_method import specialize
@@ -139,7 +140,7 @@ def drawn(point: dict, exhibits: dict[str, np.ndarray]):
         figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line={"color": "#E69F00", "width": 2, "dash": "dash"}, row=1, col=1)
         figure.add_annotation(x=x0, y=y1, text=f"is {label}", showarrow=False, yanchor="top", xanchor="left", font={"color": "#E69F00"}, row=1, col=1)
     for x0, y0, x1, y1, label, score in found.tolist():
-        right = any(label == row[4] and tracking.overlap(np.array([[x0, y0, x1, y1]], float), row[None, :4].astype(float))[0, 0] >= 0.5 for row in truth)
+        right = any(label == row[4] and overlap(np.array([[x0, y0, x1, y1]], float), row[None, :4].astype(float))[0, 0] >= 0.5 for row in truth)
         colour = "#56B4E9" if right else "#D55E00"
         figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line={"color": colour, "width": 2}, row=1, col=1)
         figure.add_annotation(x=x0, y=y0, text=f"{label}: {score} %", showarrow=False, yanchor="bottom", xanchor="left", font={"color": colour}, row=1, col=1)

@@ -117,14 +117,16 @@ def path_of(kind: str, size: float, alpha: float, replica: int) -> Path:
 def shipped(kind: str, size: float, alpha: float, replica: int) -> Pruned:
     """A specialised detector as it was recorded, with the history of its making."""
     from safetensors import safe_open
+    from safetensors.torch import load_file
 
     path = path_of(kind, size, alpha, replica)
     if not path.exists():
         raise StudyError(f"no checkpoint {path.name}; `python -m workbench.papers.pruning._bsgc_record` trains it")
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
         history = json.loads(file.metadata()["history"])
-    model = detection.NETS["detector"]([tensors[name].shape[0] for name in tensors if name.startswith("features") and tensors[name].dim() == 4])
+    tensors = load_file(path)
+    widths = {int(name.split(".")[1]): len(tensor) for name, tensor in tensors.items() if name.startswith("features") and tensor.dim() == 4}
+    model = detection.NETS["detector"]([widths[i] for i in sorted(widths)])
     model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
     return Pruned(model.eval(), {}, history)
 

@@ -198,7 +198,7 @@ def _reading(consumer: nn.Module, norm: nn.Module | None, inputs: Tensor, column
     weight = consumer.weight.detach()
     if isinstance(consumer, CONV) and (consumer.groups > 1 or consumer.transposed):
         raise ValueError("model: a grouped or transposed convolution reads channels that batch norm switches off; what they send cannot be folded there")
-    taps = weight[:, column].flatten(1)
+    taps = weight[:, column].reshape(len(weight), -1)
     constant = float(inputs[0, column].flatten()[inputs[0, column].numel() // 2 + (inputs.shape[-1] // 2 if inputs.dim() > 3 else 0)]) \
         if inputs.dim() > 2 else float(inputs.reshape(-1, inputs.shape[-1])[0, column])
     spread = (norm.running_var + norm.eps).sqrt() if norm is not None else torch.ones(len(taps))
