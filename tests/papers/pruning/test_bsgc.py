@@ -197,6 +197,13 @@ def test_tracker_shrinks_and_reports():
     assert len(follower.history["confidence"]) == 5
 
 
+def test_learning_that_goes_astray_ends_with_the_uncompressed_weights():
+    frames, truth = data.videos()
+    follower = OnlineTracker(detection.dense("siamese"), stored(), method=replace(ON, rate=1e6, clip=1e9))
+    follower.run(frames[2, :3], truth[2, 0])
+    assert follower.restored_at >= 0 and follower.net is follower.whole
+
+
 def test_tracker_without_compression_keeps_its_size():
     frames, truth = data.videos()
     follower = OnlineTracker(detection.dense("siamese"), stored(), compress=False, method=ON)

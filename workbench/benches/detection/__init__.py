@@ -84,7 +84,7 @@ def _whole(net: str) -> tuple[int, int]:
 
 def cost(model: nn.Module) -> dict[str, float]:
     """Parameters, MACs and bytes of the net really written, and the shares of the uncompressed one's."""
-    whole, spent = _whole("detector" if isinstance(model, NETS["detector"]) else "siamese"), macs(model, EXAMPLE)
+    whole, spent = _whole("siamese" if isinstance(model, NETS["siamese"]) else "detector"), macs(model, EXAMPLE)
     return {"params": parameters(model) / 1e3, "params_share": parameters(model) / whole[0], "macs": spent / 1e6, "macs_share": spent / whole[1],
             "bytes": packed_bytes(model) / 1e3}
 

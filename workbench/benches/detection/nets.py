@@ -2,8 +2,8 @@
 
 | net | layers | parameters | MMAC |
 |---|---|---|---|
-| detector | seven 3×3 convolutions with batch norm to an 8×8 grid (stride 8), a 1×1 head of 11 classes and 4 box numbers | 77 k | 7.1 at 64×64 |
-| siamese | four 3×3 convolutions with batch norm (stride 4); exemplar's map correlated with the search map | 33 k | 9.2 at 64×64 |
+| detector | seven 3×3 convolutions with batch norm to an 8×8 grid (stride 8), a 1×1 head of 11 classes and 4 box numbers | 76 k | 8.4 at 64×64 |
+| siamese | four 3×3 convolutions with batch norm (stride 4); exemplar's map correlated with the search map | 33 k | 8.7 at 64×64 |
 """
 
 from __future__ import annotations

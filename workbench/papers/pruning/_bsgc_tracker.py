@@ -66,7 +66,8 @@ class OnlineTracker(tracking.Tracker):
             with torch.no_grad():
                 self.answers = self.whole.response(self.whole.exemplar(self.general[0]), self.general[1])
         for _ in range(self.method.steps):
-            self.learn()
+            if self.restored_at < 0:
+                self.learn()
         self.renew()
 
     def learn(self) -> None:
@@ -74,19 +75,23 @@ class OnlineTracker(tracking.Tracker):
         later = torch.randint(len(self.memory), (self.batch - self.batch // 2,), generator=self.generator).tolist()
         chosen = [self.memory[i] for i in [0] * (self.batch // 2) + later]
         search, label = tracking.pairs(torch.stack([f for f, _ in chosen]), torch.stack([b for _, b in chosen]), self.generator)
-        net, others = self.student.mode(), None
+        net = self.student.mode()
         exemplar = net.exemplar(self.first)
         specialise = self.task.loss(net.response(exemplar.expand(len(search), -1, -1, -1), search), label)
         general: Tensor | float = 0.0
         if self.method.alpha > 0:
             others = torch.randperm(len(self.answers), generator=self.generator)[:self.batch]
             general = self.task.keep(net.response(net.exemplar(self.general[0][others]), self.general[1][others]), self.answers[others], self.method.temperature)
-        self.student.learn(self.method.total(specialise, general), self.method.rate)
+        loss = self.method.total(specialise, general)
+        if torch.isfinite(loss):
+            self.student.learn(loss, self.method.rate)
+        else:  # learning went astray: as if the target were lost
+            self.restored_at = self.seen
 
     @torch.no_grad()
     def renew(self) -> None:
         """After learning: the network in use and its exemplar."""
-        self.net = self.student.net.eval()
+        self.net = self.student.net.eval() if self.restored_at < 0 else self.whole
         self.exemplar = self.net.exemplar(self.first)
 
     def step(self, frame: Tensor) -> np.ndarray:
