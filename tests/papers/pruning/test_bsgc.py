@@ -83,6 +83,10 @@ def test_early_frames_end_at_the_split():
         data.early(data.SPLIT + 1)
 
 
+def test_the_camera_is_the_same_everywhere():
+    assert data.fingerprint(data._arrays(data._make_camera())) == data.EXPECTED["camera"]
+
+
 def test_digits_of_the_two_periods_differ():
     assert not set(data._of("train", data.CAMERA_DIGITS)) & set(data._of("test", data.CAMERA_DIGITS))
     assert set(np.unique(data.late().objects.label)) == set(data.CAMERA_DIGITS)

@@ -1,7 +1,7 @@
 """The specialised detectors of the BSGC study:  ``python -m workbench.papers.pruning._bsgc_record``  (seven minutes on one core; nets that are there are kept).
 
 All learn for equally many steps, at one rate, from the same 240 early frames of the camera and the same 512 training scenes. Settings were chosen on replica 0 with frames 240 … 299,
-which neither specialise nor judge (nine runs). Written as float16 to ``data/checkpoints/bsgc/<kind>-<size>-<alpha>-<replica>.safetensors``, with loss, size and β of each step.
+which neither specialise nor judge (nine runs). Written as float16 to ``data/checkpoints/bsgc/<kind>-<size>-<alpha>-<replica>.safetensors``, with loss, size and β of every fourth step.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ def shipped(kind: str, size: float, alpha: float, replica: int) -> Pruned:
 def keep(made: Specialized, path: Path) -> None:
     from safetensors.torch import save
 
-    history = {name: [round(float(value), 3 if name != "size" else 0) for value in values] for name, values in made.history.items()}
+    history = {name: [int(value) if name == "size" else round(float(value), 2) for value in values[::4]] for name, values in made.history.items()}
     tensors = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in made.model.state_dict().items()}
-    write_whole(path, save(tensors, metadata={"history": json.dumps(history), "report": json.dumps(made.report), "recipe": __doc__.strip()}))
+    write_whole(path, save(tensors, metadata={"history": json.dumps(history, separators=(",", ":")), "report": json.dumps(made.report), "recipe": __doc__.strip()}))
 
 
 def main(seconds: float = 480) -> None:
