@@ -135,7 +135,8 @@ def test_what_is_stored_is_complete_and_agrees_with_itself():
 
 def test_what_peers_stored_can_be_read():
     frame = peers.peers_frame()
-    assert not frame.empty and frame.house.ne("").all() and (frame.macs_share - (1 - frame.ratio)).abs().max() < 0.05
+    assert not frame.empty and frame.house.ne("").all()
+    assert (frame.macs_share - (1 - frame.ratio)).max() < 0.03, "no peer has more multiply-accumulates than its budget"
     assert set(peers.peers_verdict().net) >= set(public.NETS) and len(peers.peers_speed()) >= 4 and peers.peers_kept().equal.any()
 
 

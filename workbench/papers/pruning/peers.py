@@ -6,7 +6,8 @@
     peers_kept()      whether equal criteria drop equal channels
     peers_summary()   all of it in sentences
 
-Each peer ran in its own environment with pinned versions; only text came back. These functions need neither the peers nor the data.
+A peer's point is the nearest to the budget that its own means reach: where many channels tie (dead ones), torch-pruning removes them all and lands below
+it, never above. Each peer ran in its own environment with pinned versions; only text came back. These functions need neither the peers nor the data.
 """
 
 from __future__ import annotations
