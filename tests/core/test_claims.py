@@ -207,12 +207,13 @@ def test_the_ledger_puts_failures_first():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"contenders": {"theirs": Contender(lambda: 1)}}, "role 'paper'"), ({"ablations": ("one",)}, "at least two"),
+    ({"contenders": {"theirs": Contender(lambda: 1)}}, "role 'paper'"),
+    ({"ablations": ("one",), "claims": (Claim("c", "", None, needs="a chip"),)}, "at least two"),
     ({"checks": (Check("c", "", None), Check("c", "", None))}, "share a name"), ({"parts": {"1": Part(len, "nothing")}}, "unknown proof"),
     ({"contenders": {"ours": Contender(lambda speed: 1, "paper")}}, r"make\(\) needs speed")])
 def test_a_wrong_study_says_so_at_once(changes, message):
     if "ablations" in changes:
-        changes = {"ablations": {name: Ablation("1") for name in changes["ablations"]}}
+        changes = changes | {"ablations": {name: Ablation("1") for name in changes["ablations"]}}
     with pytest.raises(StudyError, match=message):
         study(**changes)
 
