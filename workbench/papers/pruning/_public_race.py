@@ -16,7 +16,7 @@ from ...contracts.structure.surgery import channel_groups, macs, parameters, ree
 from ...core import registry
 from ...core.golden import environment
 from ...core.study import StudyError
-from . import inside_blocks, seeded
+from . import boards, inside_blocks, seeded
 from ._public_points import BASELINE, Point, accuracy, read, write
 from .classics_of_data import criterion
 from .granularity import Pruner
@@ -56,12 +56,13 @@ def own_course(net: str, replica: int, ratios: Sequence[float] = (0.3, 0.5, 0.7)
 
 
 def contestants() -> dict[str, tuple[str, object]]:
-    """Name → (kind, method): the control, the classics, and every implemented paper whose method has ``scores``. A survey's method is a classic's
-    score with other settings, so it is of a kind of its own and wins no race for the papers."""
+    """Name → (kind, method): the control, the classics, and every implemented paper with a score of channels. A survey's method is a classic's score with
+    other settings, so it is of a kind of its own and wins no race for the papers."""
     found = {name: ("classic", criterion(name)) for name in CLASSICS} | {"random": ("control", criterion("random"))}
+    found |= {registry.find(arxiv).name: ("paper", method) for method, arxiv in boards.PAPERS.values()}
     for entry in registry.implemented():
         method = entry.study().method
-        if hasattr(method, "scores"):
+        if hasattr(method, "scores") and entry.name not in found:
             found[entry.name] = ("survey" if isinstance(method, Pruner) else "paper", method)
     return found
 
