@@ -80,14 +80,23 @@ def _parts(of: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part of the paper", "built by", "proved by", "disabled by", "reconstructed"])
 
 
+def _defined(answer: str | dict) -> dict:
+    """What an answer defines; numpy as ``np`` and torch are at hand to source text."""
+    if not isinstance(answer, str):
+        return answer
+    import numpy as np
+    import torch
+
+    namespace = {"np": np, "torch": torch}
+    exec(answer, namespace)  # noqa: S102 (the student's own code, on the student's machine)
+    return namespace
+
+
 def grade(paper: str | Study, answer: str | dict) -> str:
     """Checks an answer to the paper's exercise, given as source text or as a notebook's ``globals()``: says that it passes, or what is wrong."""
-    task, namespace = study(paper).exercise, answer
+    task = study(paper).exercise
     try:
-        if isinstance(answer, str):
-            namespace = {}
-            exec(answer, namespace)  # noqa: S102 (the student's own code, on the student's machine)
-        task.check(namespace)
+        task.check(_defined(answer))
     except KeyError as missing:
         return f"✘ define {missing} first"
     except Exception as error:  # whatever the student's code raises is the answer to show
@@ -97,14 +106,11 @@ def grade(paper: str | Study, answer: str | dict) -> str:
 
 def draw(paper: str | Study, answer: str | dict):
     """What an answer to the paper's exercise does, beside what is right: a plotly figure; a text where it cannot be drawn (see `grade` for ``answer``)."""
-    task, namespace = study(paper).exercise, answer
+    task = study(paper).exercise
     if task.picture is None:
         return f"{study(paper).name}: this exercise has no picture"
     try:
-        if isinstance(answer, str):
-            namespace = {}
-            exec(answer, namespace)  # noqa: S102 (the student's own code, on the student's machine)
-        return _shown(task.picture(namespace))
+        return _shown(task.picture(_defined(answer)))
     except Exception as error:
         return f"✘ nothing to draw yet: {type(error).__name__}: {error}"
 

@@ -51,7 +51,8 @@ class Member:
             weight = weight.transpose(0, 1)
         elif isinstance(self.module, nn.Parameter):
             weight = weight.movedim(self.dim, 0)
-        return weight.detach()[index].flatten(1)
+        every = len(index) == len(weight) and index.shape[1] == 1 and bool((index[:, 0] == torch.arange(len(index))).all())
+        return (weight.detach() if every else weight.detach()[index]).reshape(len(index), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,8 @@ def _spread(trace: Trace, root) -> tuple[dict[tuple, Pairs], bool]:
 def _distinct(pairs: Pairs) -> Pairs:
     """Rows sorted and each once (faster than ``np.unique`` over an axis)."""
     width = int(pairs[:, 1].max()) + 1
-    return np.stack(np.divmod(np.unique(pairs[:, 0] * width + pairs[:, 1]), width), 1)
+    key = pairs[:, 0] * width + pairs[:, 1]
+    return pairs if (key[1:] > key[:-1]).all() else np.stack(np.divmod(np.unique(key), width), 1)
 
 
 def _slots_of(trace: Trace, node, side: str, pairs: Pairs) -> int | None:
@@ -175,6 +177,8 @@ def _units(trace: Trace, reached: dict[tuple, Pairs], size: int) -> np.ndarray:
     for (node, side), pairs in reached.items():
         slots = _slots_of(trace, node, side, pairs)
         place = pairs[:, 0] if slots is None else pairs[:, 0] % slots
+        if (place[1:] > place[:-1]).all():  # each once
+            continue
         order = np.argsort(place, kind="stable")
         place, root = place[order], pairs[order, 1]
         same = (place[1:] == place[:-1]) & (root[1:] != root[:-1])
@@ -207,7 +211,8 @@ def _group(trace: Trace, root) -> ChannelGroup:
         if node.type == OP.SPLIT:
             continue
         held = _distinct(np.stack([unit[pairs[:, 1]], pairs[:, 0]], 1))  # sorted by unit, then by channel
-        units, counts = np.unique(held[:, 0], return_counts=True)
+        starts = np.flatnonzero(np.concatenate(([True], held[1:, 0] != held[:-1, 0])))
+        units, counts = held[starts, 0], np.diff(starts, append=len(held))
         if counts.min() != counts.max():
             raise Stays(f"its units hold different numbers of channels in {_layer(node)}")
         members.append(Member(trace.names[node.module], node.module, _role(node, side), torch.from_numpy(units),

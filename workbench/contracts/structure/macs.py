@@ -17,16 +17,17 @@ from .trace import CONV, forward, shape_text
 
 
 def check_runs(model: nn.Module, example) -> None:
-    training = {m: m.training for m in model.modules()}
-    model.eval()
+    training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad():
             forward(model, example)
     except Exception as error:
         raise ValueError(f"example: the model does not run on one of {shape_text(example)}: {error}") from error
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 class _Products(TorchDispatchMode):

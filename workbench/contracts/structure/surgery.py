@@ -50,11 +50,12 @@ def _axes(member: Member, module) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def _cuts(member: Member, module, gone: Tensor) -> Iterator[tuple[str, Tensor, int, Tensor]]:
-    """(name, tensor, dimension, entries to go) of the layer's tensors that exist."""
+    """(name, tensor, dimension, entries to go, ascending) of the layer's tensors that exist."""
     for name, dim in _axes(member, module)[0].items():
         tensor = getattr(module, name, None) if name else module
         if tensor is not None:
-            yield name, tensor, dim, gone[gone < tensor.shape[dim]]  # columns of a grouped convolution: its first group stands for all
+            width = tensor.shape[dim]  # columns of a grouped convolution: its first group stands for all
+            yield name, tensor, dim, gone if gone[-1] < width else gone[gone < width]
 
 
 def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, example) -> list[tuple[Member, Tensor]]:
@@ -65,19 +66,22 @@ def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, exampl
         if name not in known:
             reason = left_alone(model, example).get(name, f"the groups are {', '.join(known)}")
             raise ValueError(f"drop: {name!r} is no prunable group: {reason}")
-        group, units = known[name], sorted({int(u) for u in units})
+        group, units = known[name], sorted(set(units.tolist() if isinstance(units, Tensor) else map(int, units)))
         if units and not 0 <= units[0] <= units[-1] < group.size:
             raise ValueError(f"drop: {name!r} has units 0 … {group.size - 1}, found {units[0]} … {units[-1]}")
         if len(units) >= group.size:
             raise ValueError(f"drop: {name!r} would lose all of its {group.size} channels; at least one must stay")
+        going = torch.zeros(group.size, dtype=torch.bool)
+        going[units] = True
         for member in group.members:
-            gone = member.index[torch.isin(member.units, torch.tensor(units, dtype=torch.long))].flatten().tolist()
+            gone = member.index[going[member.units]].flatten().tolist()
             found.setdefault((member.name, member.role), (member, set()))[1].update(gone)
     return [(member, torch.tensor(sorted(gone))) for member, gone in found.values() if gone]
 
 
 def _find(model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
-    return dict(model.named_modules()) | dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    return modules | {f"{name}.{key}" if name else key: p for name, module in modules.items() for key, p in module._parameters.items()}
 
 
 def _rest(count: int, gone: Tensor) -> Tensor:
@@ -108,13 +112,15 @@ def _removed(model: nn.Module, drop: Drop, groups: Sequence[ChannelGroup], examp
     doomed = _doomed(drop, groups, model, example)
     smaller: dict[int, Tensor] = {}
     for member, gone in doomed:
+        rests: dict[int, Tensor] = {}
         for _, tensor, dim, out in _cuts(member, found[member.name], gone):
             now = smaller.get(id(tensor), tensor).detach()
-            smaller[id(tensor)] = now.index_select(dim, _rest(now.shape[dim], out).to(now.device))
-    for module in model.modules():
-        for p in module.parameters(recurse=False):
-            if id(p) in smaller:
-                smaller[id(p)] = nn.Parameter(smaller[id(p)].detach(), p.requires_grad)
+            count = now.shape[dim]
+            rest = rests[count] if count in rests else rests.setdefault(count, _rest(count, out).to(now.device))
+            smaller[id(tensor)] = now.index_select(dim, rest)
+    for p in model.parameters():
+        if id(p) in smaller:
+            smaller[id(p)] = nn.Parameter(smaller[id(p)], p.requires_grad)
     small = _copied(model, smaller)  # the memo: where the copy would put a copy of a tensor, it puts the smaller one
     found = _find(small)
     for member, gone in doomed:

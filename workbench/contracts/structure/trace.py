@@ -108,7 +108,7 @@ class Trace:
 
     def _run(self, model: nn.Module, example) -> tuple[tp.DependencyGraph, set[int]]:
         """The graph of one forward pass in evaluation mode; the model's modes and flags are afterwards as they were."""
-        training = {m: m.training for m in model.modules()}
+        training = [m for m in model.modules() if m.training]
         frozen = [p for p in model.parameters() if not p.requires_grad]
         inputs: list[nn.Parameter] = []
 
@@ -139,8 +139,8 @@ class Trace:
         finally:
             for p in frozen:
                 p.requires_grad_(False)
-            for module, mode in training.items():
-                module.training = mode
+            for module in training:
+                module.training = True
         return graph, set(map(id, inputs))
 
     def shared(self, module) -> bool:

@@ -33,7 +33,7 @@ The abstract gives no formula; the score, the treatment of unequal kernels, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,10 +75,10 @@ class FSCL:
 
     def scores(self, groups: Sequence[ChannelGroup], model: nn.Module, data=None) -> dict[str, Tensor]:
         """``{group name: (size,)}``; higher is kept. No data is looked at."""
-        order = [name for name, _ in model.named_modules()]
+        order = {name: position for position, (name, _) in enumerate(model.named_modules())}
         return {group.name: (-1 if self.inverted else 1) * self.score(group, order) for group in groups}
 
-    def score(self, group: ChannelGroup, order: Sequence[str]) -> Tensor:
+    def score(self, group: ChannelGroup, order: Mapping[str, int]) -> Tensor:
         """(size,): the sum over all layers that write the channel with all that read it; depthwise layers between multiply by their kernels' norm."""
         total = torch.zeros(group.size)
         scales = batchnorm_scales(group, order) if self.fold_batchnorm else {}
@@ -89,9 +89,11 @@ class FSCL:
                 read = kernels(consumer)
                 if self.consumers == "shuffled":
                     read = read[torch.randperm(len(read), generator=torch.Generator().manual_seed(1))]
+                if len(producer.units) == len(consumer.units) == group.size:  # both hold every unit, in order
+                    total += self.similarity_of(*same_size(written, read))
+                    continue
                 shared = np.intersect1d(producer.units, consumer.units, return_indices=True)
-                similarity = self.similarity_of(*same_size(written[shared[1]], read[shared[2]]))
-                total.index_add_(0, torch.from_numpy(shared[0]), similarity)
+                total.index_add_(0, torch.from_numpy(shared[0]), self.similarity_of(*same_size(written[shared[1]], read[shared[2]])))
         for between in group.depthwise:
             total *= group.spread(between, between.weights().norm(dim=1))
         return total
@@ -134,11 +136,11 @@ def same_size(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return padded(p, sides[0]), padded(q, sides[1])
 
 
-def batchnorm_scales(group: ChannelGroup, order: Sequence[str]) -> dict[str, Tensor]:
-    """Producer name → |γ|/√(σ²+ε) per unit, of the batch norms that follow each producer in the model's ``order`` (none: no entry)."""
+def batchnorm_scales(group: ChannelGroup, order: Mapping[str, int]) -> dict[str, Tensor]:
+    """Producer name → |γ|/√(σ²+ε) per unit, of the batch norms that follow each producer in the model's ``order``, name → position (none: no entry)."""
     scales: dict[str, Tensor] = {}
     current = None
-    for member in sorted((m for m in group.members if m.role in ("producer", "norm")), key=lambda m: order.index(m.name)):
+    for member in sorted((m for m in group.members if m.role in ("producer", "norm")), key=lambda m: order[m.name]):
         if member.role == "producer":
             current = member.name
         elif current and isinstance(member.module, nn.modules.batchnorm._BatchNorm) and member.module.running_var is not None:
