@@ -70,7 +70,7 @@ METRICS = {**vision.METRICS, "kept": Metric("kept for backward, batch 64 (MB)", 
 def measure(thing) -> Result:
     """As :func:`vision.measure` on VGG-small's images, and the activations' memory."""
     result = vision.measure(thing, "vgg-small")
-    model, images = thing.model, vision.EXAMPLE.repeat(2, 1, 1, 1)
+    model, images = thing if isinstance(thing, nn.Module) else thing.model, vision.EXAMPLE.repeat(2, 1, 1, 1)
     memory = {"kept": kept_for_backward(model, images) / 2 * TRAINING_BATCH / 1e6, "peak": peak_at_inference(model, images[:1]) / 1e3}
     return replace(result, metrics={**result.metrics, **memory})
 

@@ -2,7 +2,7 @@
 
     result = compress(model, L1(), ratio=.5, data=loader, evaluate=accuracy, finetune_steps=200)
     print(result.report)            # quality, parameters, bytes, MACs, latency, before and after
-    result.save("small.wb"); net = load("small.wb")         # in another process, without the class
+    result.save("small.wb"); net = load("small.wb")         # in another process, without the class; result.export("small.onnx"): without torch
 
 A method is any object with one of two functions (:class:`StructuredMethod`, :class:`GeneralMethod`); a paper implements the one that fits.
 
@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..core.claims import Estimate, estimate
+from .files import onnx
 from .files.storage import load, packed_bytes, save_model
 from .structure.channels import ChannelGroup, channel_groups, check_finite
 from .structure.macs import check_runs, macs, parameters
@@ -37,7 +38,7 @@ class StructuredMethod(Protocol):
     """Scores channels; the contract does the rest. May set ``mode`` (see ``select``) and ``coupled`` (True: residual streams are pruned too)."""
 
     def scores(self, groups: list[ChannelGroup], model: nn.Module, data: Iterable | None) -> Mapping[str, Tensor]:
-        """Group name -> (size,), higher is kept. ``data``: the loader handed to :func:`compress`; ``model`` must be left as it was."""
+        """Group name -> (size,), higher is kept. ``data``: the loader handed to :func:`compress`; ``model`` must stay as it was."""
 
 
 class GeneralMethod(Protocol):
@@ -82,6 +83,10 @@ class Compressed:
         """Write the artefact, return its bytes."""
         return save_model(path, self.model, self.example)
 
+    def export(self, path: str | os.PathLike) -> int:
+        """Write an ONNX file, checked against the model, return its bytes; see `contracts.files.onnx.export`."""
+        return onnx.export(path, self.model, self.example)
+
 
 def _judge(evaluate: Callable, model: nn.Module, when: str) -> np.ndarray:
     try:
@@ -98,10 +103,9 @@ def compress(model: nn.Module, method: StructuredMethod | GeneralMethod, ratio: 
              probe: Callable[[Mapping[str, Callable]], Any] | None = None, ignore: Iterable = ()) -> Compressed:
     """Compress a copy of ``model``: ``ratio`` of its MACs (structured methods; others define it themselves) go.
 
-    data: loader of inputs, (inputs, labels) or Hugging Face dicts; for scores, fine-tuning and batch-norm statistics.
-    evaluate: model -> a number (more is better), or one per sample, which gives a paired interval.
-    example: one batch of inputs (default: from ``data``). round_to: channel counts become multiples of it.
-    probe: times {"before": f, "after": f}, e.g. ``workbench.core.probe.compare``. ignore: layers whose channels stay.
+    data: loader of inputs, (inputs, labels) or Hugging Face dicts; for scores, fine-tuning and batch-norm statistics. ignore: layers whose channels stay.
+    evaluate: model -> a number (more is better), or one per sample, which gives a paired interval. example: one batch of inputs (default: from ``data``).
+    round_to: channel counts become multiples of it. probe: times {"before": f, "after": f}, e.g. ``workbench.core.probe.compare``.
     ValueError names the argument that is wrong.
     """
     start = time.perf_counter()
@@ -115,10 +119,7 @@ def compress(model: nn.Module, method: StructuredMethod | GeneralMethod, ratio: 
     model = copy.deepcopy(model).eval()
     if data is not None:
         inputs, _ = next(batches(data))
-        try:
-            check_runs(model, first(inputs))
-        except ValueError as error:
-            raise ValueError(f"data: the model does not run on the first batch: {error}") from error
+        check_runs(model, first(inputs), "data")
         example = first(inputs) if example is None else example
     if example is None:
         raise ValueError("example: hand in a batch of inputs, or data")
@@ -139,11 +140,9 @@ def compress(model: nn.Module, method: StructuredMethod | GeneralMethod, ratio: 
         reestimate_batchnorm(small, (inputs for inputs, _ in batches(data)))
     small.eval()
     after = _judge(evaluate, small, "after") if evaluate else None
-    gain = None
-    if evaluate:
-        if len(before) != len(after):
-            raise ValueError(f"evaluate: {len(before)} values before compression, {len(after)} after")
-        gain = estimate(after - before, 0.0, unit="samples")
+    if evaluate and len(before) != len(after):
+        raise ValueError(f"evaluate: {len(before)} values before compression, {len(after)} after")
+    gain = estimate(after - before, 0.0, unit="samples") if evaluate else None
     latency = probe({"before": lambda: forward(model, example), "after": lambda: forward(small, example)}) if probe else None
     report = Report((parameters(model), parameters(small)), (packed_bytes(model, example), packed_bytes(small, example)), (cost, macs(small, example)),
                     (float(before.mean()), float(after.mean())) if evaluate else None, gain, latency, time.perf_counter() - start)

@@ -11,7 +11,9 @@ A step is (name, operation, arguments, keywords); ``{"$": name}`` is an earlier 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -42,21 +44,27 @@ class _MainOutput(nn.Module):
         return main_output(self.model(*inputs))
 
 
-def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
-    """(graph, the tensors that it reads beyond ``model.state_dict()``). The batch may be of any size where the model's code allows it.
+def exported(model: nn.Module, example) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """The model's main output in evaluation mode as a program of `torch.export`, and the names of its inputs where they are keywords.
 
-    ``example``: a tensor, a tuple or a dict of tensors, batch first. NotCapturable: data-dependent control flow, operations outside aten, …
+    The batch may be of any size where the model's code allows it. ``example``: a tensor, a tuple or a dict of tensors, batch first. NotCapturable.
     """
     keywords = tuple(example) if isinstance(example, Mapping) else ()
     inputs = tuple(example.values()) if keywords else example if isinstance(example, tuple) else (example,)
     whole = _MainOutput(copy.deepcopy(model).eval(), keywords)
     several = tuple(x.repeat_interleave(2, 0) for x in inputs) if len(inputs[0]) == 1 else inputs  # a batch of one would be taken for a constant
     try:
-        program = _export(whole, several, (tuple({0: torch.export.Dim.AUTO} for _ in inputs),))
+        return _export(whole, several, (tuple({0: torch.export.Dim.AUTO} for _ in inputs),)), keywords
     except NotCapturable:
         if several is inputs:
             raise
-        program = _export(whole, inputs, None)  # the model's code asks for this very batch
+        return _export(whole, inputs, None), keywords  # the model's code asks for this very batch
+
+
+def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
+    """(graph, the tensors that it reads beyond ``model.state_dict()``) of :func:`exported`. NotCapturable: data-dependent control flow, operations
+    outside aten, …"""
+    program, keywords = exported(model, example)
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise NotCapturable("it changes its buffers or inputs while it runs")
@@ -78,7 +86,7 @@ def capture(model: nn.Module, example) -> tuple[dict, dict[str, Tensor]]:
 def _export(model: nn.Module, inputs: tuple, dynamic: tuple | None) -> torch.export.ExportedProgram:
     muted, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING  # torch.export logs pages before it raises
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # … and prints the graph
             return torch.export.export(model, inputs, dynamic_shapes=dynamic)
     except Exception as error:  # torch.export raises dozens of kinds
         raise NotCapturable(f"torch.export cannot trace it: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import flop_registry
 from .trace import CONV, forward, shape_text
 
 
-def check_runs(model: nn.Module, example) -> None:
+def check_runs(model: nn.Module, example, what: str = "example") -> None:
+    """ValueError, beginning with ``what``, where the model does not run on the example in evaluation mode."""
     training = [m for m in model.modules() if m.training]
     for module in training:
         module.training = False
@@ -24,7 +25,7 @@ def check_runs(model: nn.Module, example) -> None:
         with torch.no_grad():
             forward(model, example)
     except Exception as error:
-        raise ValueError(f"example: the model does not run on one of {shape_text(example)}: {error}") from error
+        raise ValueError(f"{what}: the model does not run on one of {shape_text(example)}: {error}") from error
     finally:
         for module in training:
             module.training = True

@@ -215,7 +215,7 @@ STUDY = Study(
         "entropy": entropy(role="paper", replicas=3),
         "random": rival(EntropyPruning(Random()), role="control", replicas=3),
         "L1": rival(EntropyPruning(L1()), replicas=3),
-        "APoZ": rival(APOZ, replicas=3, grid={"filters_removed": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)}),
+        "APoZ": rival(APOZ, replicas=3),
         "spread": rival(EntropyPruning(Spread()), evidence="recorded", replicas=3, grid=ONE),
         "mean activation": rival(EntropyPruning(Activation("mean")), evidence="recorded", replicas=3, grid=ONE),
         "Taylor": rival(EntropyPruning(Taylor()), evidence="recorded", replicas=3, grid=ONE),
