@@ -1,6 +1,6 @@
 """Trains the nets of the three tasks, every variant by the same recipe:
 
-    python -m workbench.papers.pruning._compact_recipe [images|scenes|events] [replica]          (about five minutes a replica on one core)
+    python -m workbench.papers.pruning._compact_recipe [images|scenes|events] [replica]          (about ten minutes a replica on one core)
 
 AdamW, one cycle up to 6e-3, batches of 64 digits or 32 clips, as many steps for every variant of a task (`STEPS`), float32, one thread; the replica number is the seed of
 initialisation and of the order of the clips. All variants of a task and replica stand in one file, ``data/checkpoints/compact-<task>-<replica>.safetensors``.
@@ -22,7 +22,7 @@ from ...core.study import StudyError
 from ._compact_nets import CompactNet, loss_of
 
 TASKS = ("images", "scenes", "events")
-STEPS, RATE, REPLICAS = {"images": 200, "scenes": 120, "events": 400}, 6e-3, 3
+STEPS, RATE, REPLICAS = {"images": 600, "scenes": 240, "events": 400}, 6e-3, 3
 BATCH, TEST = {"images": 64, "scenes": 32, "events": 32}, {"images": 1000, "scenes": 500, "events": 300}
 WIDTHS = (16, 24, 32, 48, 48, 64)
 # the plain separable net whose MACs lie within 3 % of those of r = 2
