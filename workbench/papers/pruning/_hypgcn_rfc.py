@@ -18,7 +18,7 @@ import numpy as np
 from ...contracts.data import StreamError
 
 BANK, ROW = 16, 4
-HEAD = struct.Struct("<4sHHHHI")
+HEAD, CRC = struct.Struct("<4sHHHI"), struct.Struct("<I")
 MAGIC = b"RFC1"
 
 
@@ -69,15 +69,16 @@ class RFC:
         if spilled and not self.spill:
             raise ValueError(f"feature: {len(spilled)} rows do not fit the mini-banks, and there is no spill bank")
         body = b"".join(parts + spilled)
-        return HEAD.pack(MAGIC, *feature.shape, len(spilled) & 0xFFFF, zlib.crc32(body)) + body
+        said = HEAD.pack(MAGIC, *feature.shape, len(spilled)) + body
+        return CRC.pack(zlib.crc32(said)) + said
 
     def decode(self, blob: bytes) -> np.ndarray:
         """The feature again, bit for bit. StreamError: damaged, truncated, or of another memory."""
-        if len(blob) < HEAD.size:
+        if len(blob) < CRC.size + HEAD.size:
             raise StreamError(f"{len(blob)} bytes are no feature memory")
-        magic, c, t, v, spilled, crc = HEAD.unpack(blob[:HEAD.size])
-        body = blob[HEAD.size:]
-        if magic != MAGIC or zlib.crc32(body) != crc or -(-c // BANK) != len(self.depths):
+        said = blob[CRC.size:]
+        (crc,), (magic, c, t, v, spilled), body = CRC.unpack(blob[:CRC.size]), HEAD.unpack(said[:HEAD.size]), said[HEAD.size:]
+        if magic != MAGIC or zlib.crc32(said) != crc or -(-c // BANK) != len(self.depths) or 2 * t * v * len(self.depths) + 16 * spilled > len(body):
             raise StreamError("damaged, or written by a memory of another size")
         words, at = np.zeros((len(self.depths), t * v, BANK), np.int16), 0
         late = {(b, j, k): row for b, j, k, *row in struct.iter_unpack("<HHI4h", body[len(body) - 16 * spilled:])} if spilled else {}
