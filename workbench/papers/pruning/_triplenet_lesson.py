@@ -21,15 +21,16 @@ def kernels_in_order(point: dict, exhibits: Mapping[str, np.ndarray]):
     for index, name in enumerate(designs.OPERATORS):
         where = np.flatnonzero(exhibits["operator"] == index)
         if len(where):
-            figure.add_bar(x=where.tolist(), y=moved[where].round(2).tolist(), name=f"{name}: {moved[where].sum() / moved.sum():.0%} of the bytes",
+            figure.add_bar(x=where.tolist(), y=moved[where].round(2).tolist(), width=0.9, name=f"{name}: {moved[where].sum() / moved.sum():.0%} of the bytes",
                            marker_color=PALETTE[index], hovertemplate="kernel %{x}: %{y} KB<extra>" + name + "</extra>")
-    figure.add_bar(x=list(range(len(moved))), y=(exhibits["macs"] / 1e3).round(1).tolist(), yaxis="y2", name="multiply–accumulates", marker_color="#444",
+    figure.add_bar(x=list(range(len(moved))), y=(exhibits["macs"] / 1e3).round(1).tolist(), width=0.9, yaxis="y2", name="multiply–accumulates", marker_color="#444",
                    hovertemplate="kernel %{x}: %{y} thousand MACs<extra></extra>")
     title = f"{point['contender']}: {len(moved)} kernels move {moved.sum():.0f} KB for {exhibits['macs'].sum() / 1e6:.2f} million MACs"
     return figure.update_layout(
-        title={"text": title, "font": {"size": 14}}, height=420, bargap=0.1, barmode="overlay", xaxis={"title": {"text": "kernels, in the order in which they run"}},
+        title={"text": title, "font": {"size": 14}}, height=420, barmode="overlay",
+        xaxis={"title": {"text": "kernels, in the order in which they run"}, "anchor": "y2"},
         yaxis={"title": {"text": "KB moved"}, "domain": [0.45, 1]}, yaxis2={"title": {"text": "thousand MACs"}, "domain": [0, 0.38]},
-        legend={"orientation": "h", "y": -0.2}, margin={"l": 10, "r": 10, "t": 40, "b": 10})
+        legend={"orientation": "h", "y": -0.25}, margin={"l": 10, "r": 10, "t": 40, "b": 10})
 
 
 STUB = '''def harmonic_links(layer):
