@@ -144,8 +144,11 @@ def shipped(name: str, build: Callable[[], nn.Module], replica: int) -> nn.Modul
 
 
 def measure(thing) -> Result:
-    """Accuracy on the test images, and the counted costs of the deployed net for one image; exhibits: every kernel's operator, MACs and bytes."""
-    model = thing if isinstance(thing, nn.Module) else thing.model
+    """Accuracy on the test images, and the counted costs of the deployed net for one image; exhibits: every kernel's operator, MACs and bytes.
+
+    The net is put into evaluation mode: with dropout and the statistics of the batch at hand, two measurements of one net would differ.
+    """
+    model = (thing if isinstance(thing, nn.Module) else thing.model).eval()
     correct = vision.right(Grey(model).to(memory_format=torch.channels_last), n=TEST_IMAGES, net=DIGITS)
     model.to(memory_format=torch.contiguous_format)
     ran = kernels(deployed(model))

@@ -16,10 +16,10 @@ from workbench.papers.pruning._slim_lowrank import (
     full_rank,
     lowrank,
     lowrank_conv,
-    pays,
     rank_for_energy,
     ranks_by_energy,
     ranks_by_share,
+    saved,
 )
 from workbench.papers.pruning._slim_method import SlimNets, slim
 from workbench.papers.pruning.slimnets import distil
@@ -65,7 +65,7 @@ def test_energy_keeps_what_it_says_and_leaves_what_does_not_pay():
     rank = rank_for_energy(conv, 0.9)
     squares = torch.linalg.svdvals(conv.weight.detach().permute(1, 2, 0, 3).reshape(18, 18).double()) ** 2
     assert squares[:rank].sum() >= 0.9 * squares.sum() > squares[:rank - 1].sum()
-    assert rank_for_energy(conv, 1.0) == full_rank(conv) == 18 and pays(conv, 8) and not pays(conv, 9)
+    assert rank_for_energy(conv, 1.0) == full_rank(conv) == 18 and saved(conv, 8) == 36 and saved(conv, 9) == 0
     assert ranks_by_energy(network(), 1.0) == {}
 
 

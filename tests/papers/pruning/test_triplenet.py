@@ -66,6 +66,20 @@ def test_profile_counts_and_times_every_layer():
         profile(net, (1, 4, 32, 32))
 
 
+def test_profile_of_a_net_that_uses_a_layer_twice():
+    relu = nn.ReLU()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), relu, nn.Conv2d(4, 4, 1), relu)
+    table = profile(net, (1, 3, 8, 8)).set_index("layer")
+    assert table.loc["1", "bytes"] == 2 * 2 * 4 * 64 * 4 and table.macs.sum() == macs(net, IMAGES[:1, :, :8, :8])
+
+
+def test_a_net_is_judged_as_it_will_be_used():
+    torch.manual_seed(0)
+    net = NETS["TripleNet"]()                                       # in training mode: dropout draws, batch norms look at the batch
+    first, second = (designs.measure(net.train()).samples["right"] for _ in range(2))
+    assert (first == second).all()
+
+
 def test_exported_files_give_the_same_logits(tmp_path):
     net = narrow()
     with torch.no_grad():

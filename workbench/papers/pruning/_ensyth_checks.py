@@ -125,9 +125,9 @@ def ties_by_hand(method: EnSyth) -> Outcome:
     return Outcome(order == [(0, 1, 2), (0, 2), (0,)] and found.kept == (0,), str(order), "first 1 (30 bytes), then 2 (20 bytes)")
 
 
-def shuffled(labels: Tensor) -> Tensor:
+def shuffled(labels: Tensor, seed: int = 5) -> Tensor:
     """Ablation: labels of other images."""
-    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
 def near_optimum(method: EnSyth) -> Outcome:

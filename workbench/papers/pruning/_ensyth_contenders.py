@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ...benches import ensembles, vision
 from ...benches.vision.recipe import batches
 from ...core.study import Contender
+from ._ensyth_checks import shuffled
 from ._ensyth_ensemble import Ensemble
 from ._ensyth_method import EnSyth, pool_of
 from ._ensyth_pool import BATCH, STEPS, make_pool, read_pool
@@ -79,13 +80,21 @@ def random_sets(replica: int) -> Draws:
     return Draws(tuple(pool.ensemble(sorted(rng.choice(clean, size, replace=False).tolist())) for _ in range(DRAWS)))
 
 
+def luckless_sets(replica: int) -> Draws:
+    """As many sets that labels of other images chose, shuffled anew for each."""
+    pool = pool_of(EnSyth(), replica)
+    return Draws(tuple(pool.ensemble(EnSyth(labels=partial(shuffled, seed=seed)).chosen(pool).kept) for seed in range(DRAWS)))
+
+
 def dense_net(replica: int) -> nn.Module:
     return vision.dense(NET, replica)
 
 
 def tuned_dense(replica: int) -> nn.Module:
-    """The dense net after as many steps as each member got."""
-    return train_more(vision.dense(NET, replica), 3000 + replica, 1e-3)
+    """The dense net after as many steps as each member got, at the members' learning rates; validation images choose between these."""
+    tuned = [train_more(vision.dense(NET, replica), 3000 + replica, rate) for rate in (1e-3, 3e-3)]
+    labels = ensembles.images(NET, "validation")[1]
+    return max(tuned, key=lambda net: float(accuracy_of(ensembles.logits(net, NET, "validation"), labels)))
 
 
 def train_more(model: nn.Module, seed: int, rate: float) -> nn.Module:

@@ -35,7 +35,8 @@ def elimination(point: dict, exhibits: Mapping[str, np.ndarray]):
                        zmin=0, zmax=1, showscale=False, xgap=1, ygap=1, hovertemplate="%{y}: %{z} (1 is in)<extra></extra>", row=2, col=1)
     figure.update_xaxes(title_text="members in the set", tickvals=sets[::max(1, len(sets) // 12)], ticktext=[str(s) for s in sizes[::max(1, len(sets) // 12)]],
                         row=2, col=1)
-    figure.update_yaxes(ticksuffix=" %", row=1, col=1)
+    figure.update_yaxes(ticksuffix=" %", title_text="right", row=1, col=1)
+    figure.update_yaxes(dtick=1, tickfont={"size": 9}, title_text="members (blue: still in)", row=2, col=1)
     return figure.update_layout(height=200 + 14 * len(zeros), margin={"l": 10, "r": 10, "t": 30, "b": 40}, legend={"orientation": "h", "y": 1.08})
 
 

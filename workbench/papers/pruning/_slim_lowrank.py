@@ -113,10 +113,11 @@ def ranks_by_energy(model: nn.Module, energy: float) -> dict[str, int]:
     """The smallest rank of each convolution that keeps ``energy``, where the pair is then smaller than the kernel; other layers stay as they are."""
     if not 0 < energy <= 1:
         raise ValueError(f"energy: a share above 0 to 1, found {energy}")
-    found = {name: rank_for_energy(conv, energy) for name, conv in candidates(model).items()}
-    return {name: rank for name, rank in found.items() if pays(candidates(model)[name], rank)}
+    found = {name: (conv, rank_for_energy(conv, energy)) for name, conv in candidates(model).items()}
+    return {name: rank for name, (conv, rank) in found.items() if saved(conv, rank) > 0}
 
 
-def pays(conv: nn.Conv2d, rank: int) -> bool:
+def saved(conv: nn.Conv2d, rank: int) -> int:
+    """Weights that the pair has fewer than the kernel; negative where it has more."""
     n, c, h, w = conv.weight.shape
-    return rank * (c * h + n * w) < n * c * h * w
+    return n * c * h * w - rank * (c * h + n * w)

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from ...contracts.structure.channels import check_finite
 from ...contracts.structure.macs import parameters
-from ...contracts.structure.surgery import reestimate_batchnorm
 from ...contracts.structure.trace import forward
 from ._gradual import GradualPruner, Schedule, endless, train_steps
 from ._slim_distil import ALPHA, TEMPERATURE, answers_of, distillation_loss
 from ._slim_file import Slim, load_slim, round_to_8_bits, save_slim
-from ._slim_lowrank import candidates, lowrank, lowrank_conv, ranks_by_energy, ranks_by_share, singular
+from ._slim_lowrank import candidates, lowrank, lowrank_conv, ranks_by_energy, ranks_by_share, saved, singular
 
 STEPS = ("lowrank:energy=0.95", "prune:0.75", "int8")
 
@@ -55,20 +54,21 @@ class SlimNets:
         train_steps(model, stream(), self.tuning_steps, self.rate, loss=loss, after=pruner and (lambda step: pruner.step(step + 1)))
 
     def compress(self, model: nn.Module, ratio: float, data: Iterable | None, example) -> nn.Module:
-        """Low rank alone, which makes really smaller tensors: the largest share of full rank that leaves at most ``1 − ratio`` of the parameters; tuned on
-        ``data`` where there is some. ValueError: no convolution to factorise, or not even rank 1 is small enough."""
-        if not candidates(model):
+        """Low rank alone, which makes really smaller tensors: the largest share of full rank that leaves at most ``1 − ratio`` of the parameters, in the
+        convolutions where that is smaller than the kernel; tuned on ``data`` where there is some. ValueError: no convolution to factorise, or not even rank 1 is small enough."""
+        if not (found := candidates(model)):
             raise ValueError("model: low rank needs an undilated Conv2d without groups and larger than 1×1; the model has none")
-        goal = (1 - ratio) * parameters(model)
         if ratio == 0:
             return model
-        for share in torch.arange(0.99, 0, -0.01).tolist():
-            small = lowrank(model, ranks_by_share(model, share), self.basis)
-            if parameters(small) <= goal:
+        for share in np.arange(0.99, 0, -0.01):
+            ranks = {name: rank for name, rank in ranks_by_share(model, share).items() if saved(found[name], rank) > 0}
+            left = 1 - sum(saved(found[name], rank) for name, rank in ranks.items()) / parameters(model)
+            if left <= 1 - ratio:
+                small = lowrank(model, ranks, self.basis)
                 if data is not None:
                     self.tune(small, data, None)
                 return small.eval()
-        raise ValueError(f"ratio: {ratio} is more than low rank can remove; rank 1 everywhere leaves {parameters(small) / parameters(model):.3f} of the parameters")
+        raise ValueError(f"ratio: {ratio} is more than low rank can remove; rank 1 everywhere leaves {left:.3f} of the parameters")
 
 
 def slim(model: nn.Module, loader: Iterable, steps: Sequence[str] = STEPS, teacher: nn.Module | None = None, method: SlimNets = SlimNets(),
@@ -99,7 +99,6 @@ def slim(model: nn.Module, loader: Iterable, steps: Sequence[str] = STEPS, teach
             method.tune(found.model, loader, teacher)
         elif kind == "int8":
             round_to_8_bits(found.model)
-            reestimate_batchnorm(found.model, [inputs])
             found.bits = 8
         with tempfile.TemporaryDirectory() as folder:
             rows.append((text, parameters(found.model), sum(int((p != 0).sum()) for p in found.model.parameters()), found.save(Path(folder) / "slim")))

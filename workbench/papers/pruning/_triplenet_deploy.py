@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,22 +57,21 @@ def profile(net: nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32), runs: int =
     """
     if runs < 30:
         raise ValueError(f"runs must be at least 30 for a median with spread, found {runs}")
-    x, rows, spent = torch.zeros(shape), {}, {}
+    x, rows, spent, started, whole = torch.zeros(shape), {}, {}, {}, []
     leaves = {name: module for name, module in net.eval().named_modules() if not list(module.children())}
 
-    def before(module, inputs):
-        module.started = time.perf_counter_ns()
+    def after(name, module, inputs, output):
+        spent.setdefault(name, np.zeros(runs + 2))[len(whole)] += (time.perf_counter_ns() - started[name]) / 1e6
+        row = rows.setdefault(name, {"layer": name, "operator": type(module).__name__, "macs": 0, "bytes": 0})
+        if not whole:                                               # a layer may be called more than once a pass: the first pass counts its calls
+            row["bytes"] += inputs[0].nbytes + output.nbytes
+            row["macs"] += output.numel() * module.weight[0].numel() if isinstance(module, (nn.Conv2d, nn.Linear)) else 0
 
-    def after(name):
-        def hook(module, inputs, output):
-            spent.setdefault(name, []).append((time.perf_counter_ns() - module.started) / 1e6)
-            weight = getattr(module, "weight", None)
-            macs = output.numel() * weight[0].numel() if isinstance(module, (nn.Conv2d, nn.Linear)) else 0
-            rows[name] = {"layer": name, "operator": type(module).__name__, "macs": macs, "bytes": inputs[0].nbytes + output.nbytes}
-        return hook
-
-    hooks = [h for name, module in leaves.items() for h in (module.register_forward_pre_hook(before), module.register_forward_hook(after(name)))]
-    held, whole = torch.get_num_threads(), []
+    hooks = []
+    for name, module in leaves.items():
+        hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: started.update({name: time.perf_counter_ns()})))
+        hooks.append(module.register_forward_hook(partial(after, name)))
+    held = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
@@ -85,10 +85,9 @@ def profile(net: nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32), runs: int =
         torch.set_num_threads(held)
         for hook in hooks:
             hook.remove()
-    times = {name: np.array(values[2:]) for name, values in spent.items()}
-    rest = np.array(whole[2:]) - np.sum(list(times.values()), 0)
+    spent["(between layers)"] = np.array(whole) - sum(spent.values())
     rows["(between layers)"] = {"layer": "(between layers)", "operator": "concatenation, addition, calls", "macs": 0, "bytes": 0}
-    spread = {name: np.percentile(values, (25, 50, 75)) for name, values in (times | {"(between layers)": rest}).items()}
+    spread = {name: np.percentile(values[2:], (25, 50, 75)) for name, values in spent.items()}
     return pd.DataFrame([row | dict(zip(("low", "ms", "high"), spread[name], strict=True)) for name, row in rows.items()])
 
 

@@ -33,7 +33,7 @@ Milliseconds of a Raspberry Pi cannot be measured here: claims on speed compare 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,8 @@ from ...core.measurements import Measurements
 from ...core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Part, Study
 from . import _triplenet_checks as checks
 from ._triplenet_deploy import deploy, export, profile, scripted
-from ._triplenet_nets import POOLED, Bottleneck, ConvLayer, DenseLayer, HarDBlock, TripleNet, links, width_of
+from ._triplenet_lesson import SOLUTION, STUB, check_exercise, kernels_in_order
+from ._triplenet_nets import POOLED, Bottleneck, ConvLayer, DenseLayer, HarDBlock, TripleNet, width_of
 from ._triplenet_rivals import NETS, GhostModule, file_of
 
 __all__ = ["STUDY", "Design", "TripleNet", "deploy", "export", "fit_classifier", "profile", "triplenet"]
@@ -202,7 +203,7 @@ def _untrained(design: Design, note: str) -> Contender:
     def make(replica: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(replica)
-            return design.build()
+            return design.build().eval()
 
     return Contender(make, note=note, subject=design)
 
@@ -226,50 +227,6 @@ def PROBE() -> dict:
                 "TripleNet-B, folded": deploy(triplenet("B").eval()), "TripleNet-B3, folded": deploy(triplenet("B3").eval())}
         nets |= {f"{name} (0.85 MMAC), folded": deploy(build()) for name, build in NETS.items()}
     return {label: lambda net=net: net(x) for label, net in nets.items()}
-
-
-# --- picture --------------------------------------------------------------------------------------------------------------------------------------
-
-PALETTE = ("#0072b2", "#d55e00", "#999999", "#e69f00", "#56b4e9", "#009e73", "#cc79a7")
-
-
-def kernels_in_order(point: dict, exhibits: Mapping[str, np.ndarray]):
-    """Above, the bytes that each kernel of the deployed net moves, by operator; below, its multiply–accumulates: what is expensive is not what computes."""
-    import plotly.graph_objects as go
-
-    moved = (exhibits["read"].astype(int) + exhibits["written"]) / 1e3
-    figure = go.Figure()
-    for index, name in enumerate(designs.OPERATORS):
-        where = np.flatnonzero(exhibits["operator"] == index)
-        if len(where):
-            figure.add_bar(x=where.tolist(), y=moved[where].round(2).tolist(), name=f"{name}: {moved[where].sum() / moved.sum():.0%} of the bytes",
-                           marker_color=PALETTE[index], hovertemplate="kernel %{x}: %{y} KB<extra>" + name + "</extra>")
-    figure.add_bar(x=list(range(len(moved))), y=(exhibits["macs"] / 1e3).round(1).tolist(), yaxis="y2", name="multiply–accumulates", marker_color="#444",
-                   hovertemplate="kernel %{x}: %{y} thousand MACs<extra></extra>")
-    title = f"{point['contender']}: {len(moved)} kernels move {moved.sum():.0f} KB for {exhibits['macs'].sum() / 1e6:.2f} million MACs"
-    return figure.update_layout(
-        title={"text": title, "font": {"size": 14}}, height=420, bargap=0.1, barmode="overlay", xaxis={"title": {"text": "kernels, in the order in which they run"}},
-        yaxis={"title": {"text": "KB moved"}, "domain": [0.45, 1]}, yaxis2={"title": {"text": "thousand MACs"}, "domain": [0, 0.38]},
-        legend={"orientation": "h", "y": -0.2}, margin={"l": 10, "r": 10, "t": 40, "b": 10})
-
-
-# --- exercise -------------------------------------------------------------------------------------------------------------------------------------
-
-STUB = '''def harmonic_links(layer):
-    """Which layers does layer `layer` (1, 2, 3, …) of a harmonic block read? 0 is the block's input. Nearest first."""
-    return list(range(layer - 1, -1, -1))       # this is a dense block: everything before
-'''
-SOLUTION = '''def harmonic_links(layer):
-    return [layer - 2 ** i for i in range(layer.bit_length()) if layer % 2 ** i == 0]
-'''
-
-
-def _check_exercise(namespace: dict) -> None:
-    got = [list(namespace["harmonic_links"](layer)) for layer in range(1, 65)]
-    assert got[6] == [6], f"7 is odd, so only 2⁰ divides it: layer 7 reads [6], not {got[6]}"
-    assert got[7] == [7, 6, 4, 0], f"1, 2, 4 and 8 divide 8: layer 8 reads [7, 6, 4, 0], not {got[7]}"
-    assert got == [links(layer) for layer in range(1, 65)], "layer − 2^i for every 2^i that divides the layer's number"
-    assert sum(map(len, got)) < 64 * 3, "a harmonic block of 64 layers has fewer than three links a layer"
 
 
 # --- the study ------------------------------------------------------------------------------------------------------------------------------------
@@ -352,5 +309,5 @@ STUDY = Study(
     picture=kernels_in_order,
     exercise=Exercise("Write down the links of a harmonic dense block.", STUB,
                       ["Which powers of two divide the layer's number?", "Each of them is a step back: layer 12 reads 11, 10 and 8.",
-                       "2 ** 0 = 1 divides every number, so the layer before is always among them."], _check_exercise, SOLUTION),
+                       "2 ** 0 = 1 divides every number, so the layer before is always among them."], check_exercise, SOLUTION),
 )
