@@ -264,6 +264,7 @@ STUDY = Study(
         "8 output": Part(Result.realise, "honest size", "factors multiplied back"),
         "9 fast scoring": Part(Space._layer, "cached = direct", "forgetful cache"),
     },
+    time_limit=300.0,
     picture=vector_and_samples,
     exercise=Exercise("Draw the parents of the next population.", STUB,
                       ["Shift the scores so that the lowest is zero.", "Divide by their sum: these are probabilities.", "rng.choice(n, count, p=…) draws with replacement; mind equal scores."],

@@ -212,6 +212,7 @@ STUDY = Study(
         "7 stability of ranks": Part(overlap, "ranks settle", "ranks before training"),
         "8 comparison": Part(trained_first, "as good as training first"),
     },
+    time_limit=300.0,
     picture=run_or_ranks,
     exercise=Exercise("Count what a training costs whose network shrinks on the way.", STUB,
                       ["A step costs a forward pass and a backward one, which is twice as dear.", "Each epoch is paid with the network as it is in that epoch.",

@@ -42,7 +42,7 @@ front.save("fronts.wb")                        # masks as packed bits
 ```
 
 **Equal parameters are not equal work.** The objective counts parameters, and most of them lie deep, where feature maps are small; so the shallow layers, which cost most of the
-multiply–accumulates, are hardly touched. Look at both columns before you call a network small.
+multiply–accumulates, are hardly touched. Look at both columns before you call a network small; `L1, uniform, as many MACs` may keep as much work instead.
 
 **What to look for.** Compare with `random, same counts`: it keeps as many filters in every layer, so that the distance is due to *which* filters stay. Then with
 `whole network`: the same algorithm and number of evaluations on all 224 bits at once. And look at the fine-tuned points: one pass over the data makes up for much of what
@@ -267,6 +267,7 @@ STUDY = Study(
         "9 population in parallel": Part(SubNetwork.answers, "sub-network = network", "stored statistics"),
         "10 reporting": Part(Front.table, "front beats ratio sweeps", "noise for errors"),
     },
+    time_limit=300.0,
     picture=masks_and_fronts,
     exercise=Exercise("Find the Pareto front of masks that were judged by two objectives.", STUB,
                       ["Point q dominates p if q is at most p in both columns and below it in one.", "All pairs at once: points[:, None] against points[None].",
