@@ -1,7 +1,7 @@
 """The `training` bench: networks watched *while* they are trained, and judged by what the training cost as much as by how good they became.
 
 Images are the digits over dimmed photographs of the `domains` bench (16×16, grey, here with labels): the first 4,000 training images in an order that depends
-on replica and epoch alone, and 1,000 test images. The net is the `vision` bench's VGG plan with 12 12 24 24 48 48 channels and batch norm. A dense run is 10
+on replica and epoch alone, 500 validation images for choices made on the way, and 1,000 test images. The net is the `vision` bench's VGG plan with 12 12 24 24 48 48 channels and batch norm. A dense run is 10
 epochs of SGD (rate 0.1, momentum 0.9, decay 5e-4, batch 64; a tenth of the rate from epoch 5 on, a hundredth from 8 on).
 
     python -m workbench.benches.training 0          trains replica 0 and writes its state after 1, 2, 3, 5 and 10 epochs (about 20 s on one core)
@@ -33,12 +33,13 @@ from .vision.nets import VGGSmall
 
 WIDTHS, SIDE = (12, 12, 24, 24, 48, 48), 16
 EPOCHS, SAVED, REPLICAS = 10, (1, 2, 3, 5, 10), 3
-TRAIN, TEST, BATCH = 4_000, 1_000, 64
+TRAIN, VALIDATION, TEST, BATCH = 4_000, 500, 1_000, 64
 EXAMPLE = torch.zeros(1, 3, SIDE, SIDE)
 
 METRICS = {
     "accuracy": Metric("accuracy (%)"),
     "training_share": Metric("MACs of training (share of a dense run's)", False, 3),
+    "training_memory": Metric("kept for backward at most, a batch of training (MB)", False, 2),
     "macs_share": Metric("MACs left (share)", False, 3),
     "params_share": Metric("parameters left (share)", False, 3),
     "bytes": Metric("file (KB)", False, 1),
@@ -47,10 +48,10 @@ METRICS = {
 }
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def images(split: str) -> tuple[Tensor, Tensor]:
     """The split's images as float32 (n, 3, 16, 16), the grey values in each channel, and labels."""
-    pixels, labels = data.tensors(data.domain("target", split), {"train": TRAIN, "test": TEST}[split])
+    pixels, labels = data.tensors(data.domain("target", split), {"train": TRAIN, "validation": VALIDATION, "test": TEST}[split])
     return pixels.repeat(1, 3, 1, 1), labels
 
 
@@ -127,9 +128,9 @@ def net(replica: int = 0, epochs: int = EPOCHS) -> nn.Module:
 
 
 @torch.no_grad()
-def right(model: nn.Module) -> np.ndarray:
-    """Right or wrong per test image, bool (1000,)."""
-    pixels, labels = images("test")
+def right(model: nn.Module, split: str = "test") -> np.ndarray:
+    """Right or wrong per image, bool (1000,), or (500,) of ``validation``."""
+    pixels, labels = images(split)
     return (torch.cat([model(batch).argmax(1) for batch in pixels.split(250)]) == labels).numpy()
 
 
@@ -160,7 +161,7 @@ def measure(thing) -> Result:
     """Quality and cost of ``thing.model``; ``thing.facts`` are further metrics that the thing itself counted (``training_share``, ``overlap``, …)."""
     model = (thing if isinstance(thing, nn.Module) else thing.model).eval()
     correct, whole = right(model), dense()
-    facts = {"training_share": np.nan, "overlap": np.nan, "rank_correlation": np.nan} | getattr(thing, "facts", {})
+    facts = {"training_share": np.nan, "training_memory": np.nan, "overlap": np.nan, "rank_correlation": np.nan} | getattr(thing, "facts", {})
     return Result({"accuracy": 100 * float(correct.mean()), "macs_share": macs(model, EXAMPLE) / whole[0], "params_share": parameters(model) / whole[1],
                    "bytes": packed_bytes(model) / 1e3} | facts, samples={"right": correct})
 

@@ -12,6 +12,7 @@ from workbench.benches import vision
 from workbench.contracts.files.artifact import ArtifactError
 from workbench.contracts.structure.surgery import macs, parameters
 from workbench.papers.pruning import ascai as module
+from workbench.papers.pruning._amc_environment import error_rate as real
 from workbench.papers.pruning._ascai_factors import Factored, factor, is_factorable, ranks_of
 from workbench.papers.pruning._ascai_search import Samples, random_search, rule, sensitivity_box
 from workbench.papers.pruning._ascai_space import METHODS, Space, load
@@ -61,9 +62,6 @@ def test_a_stopped_search_goes_on(toy, found, tmp_path, monkeypatch):
     (tmp_path / "search.wb").write_bytes(b"nothing")
     with pytest.raises(ArtifactError):
         ascai(*toy, method=QUICK, resume=tmp_path / "search.wb")
-
-
-from workbench.papers.pruning._amc_environment import error_rate as real
 
 
 def test_the_file_brings_every_form_back(toy, tmp_path):

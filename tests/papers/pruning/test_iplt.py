@@ -10,7 +10,7 @@ from workbench.benches.vision.nets import ResNet20, VGGSmall
 from workbench.contracts.files.artifact import ArtifactError
 from workbench.contracts.structure.macs import macs, parameters
 from workbench.core.study import StudyError
-from workbench.papers.pruning._iplt_trainer import FilterNorm, convolutional, final_shares, kept, progress
+from workbench.papers.pruning._iplt_surgery import FilterNorm, convolutional, final_shares, kept, progress
 from workbench.papers.pruning.iplt import IPLT, Trainer, overlap, rank_correlation, sensitivity, shrink, training_macs
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -42,6 +42,21 @@ def test_every_optimiser_goes_on_warm(cls):
         entries = [state[name] for name in ("momentum_buffer", "exp_avg", "exp_avg_sq") if name in state]
         assert entries and all(entry.shape == p.shape for entry in entries)
         assert "step" not in state or float(state["step"]) == 12, "Adam's clock must not start again"
+
+
+def test_every_part_of_the_state_is_cut(tmp_path):
+    def made():
+        model = net()
+        return Trainer(model, torch.optim.Adam(model.parameters(), 0.01, amsgrad=True), batches, IPLT(pretrain=1, rounds=2, keep=0.4), IMAGE)
+
+    whole, _ = made().fit(4)
+    first = made()
+    first.fit(4, until=2)
+    first.save(tmp_path / "stopped.wb")
+    tr = made().resume(tmp_path / "stopped.wb")
+    again, _ = tr.fit(4)
+    assert torch.equal(whole.classifier.weight, again.classifier.weight)
+    assert all(tr.optimizer.state[p]["max_exp_avg_sq"].shape == p.shape for p in again.parameters())
 
 
 def test_parameter_groups_keep_their_settings():
@@ -80,6 +95,11 @@ def test_adam_goes_on_too(tmp_path):
     assert torch.equal(whole.classifier.weight, again.classifier.weight)
     with pytest.raises(ArtifactError, match="SGD"):
         trainer().resume(tmp_path / "stopped.wb")
+    whole_file = (tmp_path / "stopped.wb").read_bytes()
+    for damaged in (b"", whole_file[:-100], whole_file[:-1] + bytes([whole_file[-1] ^ 1])):
+        (tmp_path / "stopped.wb").write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            trainer(torch.optim.AdamW).resume(tmp_path / "stopped.wb")
 
 
 def test_compress_by_name_saves_a_file_that_loads(tmp_path):
@@ -118,6 +138,25 @@ def test_a_sensitive_layer_is_cut_less():
     assert cut["features.3"] < cut["features.0"]
 
 
+def test_shares_are_found_on_the_partly_trained_net(tmp_path):
+    asked = []
+
+    def scan(model, groups):
+        asked.append((len(tr.log), [g.size for g in groups]))
+        return {g.name: 0.1 if g.name == "features.3" else 0.9 for g in groups}
+
+    model = net()
+    tr = Trainer(model, torch.optim.SGD(model.parameters(), 0.01), batches, IPLT(pretrain=1, rounds=2, keep=0.4), IMAGE, scan)
+    small, log = tr.fit(4)
+    assert asked == [(1, [6, 6, 8, 8, 10, 10])] and log[-1].widths["features.3"] > log[-1].widths["features.0"]
+    assert parameters(small) <= 0.4 * parameters(net())
+
+
+def test_a_smaller_net_keeps_less_for_its_backward_pass():
+    _, log = trainer().fit(4)
+    assert log[0].memory > log[1].memory > log[-1].memory > 0 and all(e.seconds > 0 for e in log)
+
+
 def test_overlap_and_rank_correlation():
     up, down = {"a": torch.arange(10.0)}, {"a": -torch.arange(10.0)}
     assert overlap(up, up, 0.3) == 1 and overlap(down, up, 0.3) == 0
@@ -154,7 +193,7 @@ def test_wrong_plan(plan, says):
 
 
 def test_keep_below_one_filter_a_layer():
-    with pytest.raises(ValueError, match="keep: share of the parameters between"):
+    with pytest.raises(ValueError, match="keep: share of the parameters .* between"):
         trainer(keep=0.001)
 
 

@@ -123,9 +123,14 @@ def test_a_linear_layer_is_masked_too():
 def test_decisions_by_hand():
     front = GroupFront(("a",), np.eye(4, dtype=bool), np.array([0.1, 0.2, 0.6, 1.0]), np.array([0.9, 0.3, 0.2, 0.0]), np.array([0.5, 0.3, 0.2, 0.2]))
     assert (front.smallest(error=0.3), front.smallest(wrong=0.21), front.smallest(error=-1.0)) == (1, 2, 3)
-    assert front.knee() == 1
+    assert front.knee() == 1, "below the line from (0.1, 0.9) to (1, 0) by 0.5, the next one by 0.2"
     assert hypervolume(np.array([[0.5, 0.5], [0.25, 0.75], [2.0, 0.0]])) == pytest.approx(0.25 + 0.25 * 0.25)
     assert thinned(np.stack([front.share, front.error], 1), 3).tolist() in ([0, 1, 3], [0, 2, 3])
+
+
+def test_the_knee_is_a_network(found):
+    small = found.export(knee=True)
+    assert parameters(small) == found.parameters([front.knee() for front in found.fronts]) < parameters(found.model)
 
 
 def test_children_are_of_their_parents():
@@ -159,7 +164,7 @@ def test_wrong_questions_say_what_is_allowed(arguments, says):
         smoea_prune(vision.dense("vgg-small"), **({"data": vision.labelled(32), "method": QUICK} | arguments))
 
 
-@pytest.mark.parametrize(("arguments", "says"), [({}, "one of params and tolerance"), ({"params": 0.5, "tolerance": 1}, "one of"), ({"params": 0}, "params"),
+@pytest.mark.parametrize(("arguments", "says"), [({}, "one of params, tolerance and knee"), ({"params": 0.5, "tolerance": 1}, "one of"), ({"params": 0.5, "knee": True}, "one of"), ({"params": 0}, "params"),
                                                  ({"params": 0.001}, "smallest network"), ({"tolerance": -1}, "tolerance")])
 def test_wrong_exports_say_what_is_allowed(found, arguments, says):
     with pytest.raises(ValueError, match=says):

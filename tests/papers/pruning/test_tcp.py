@@ -12,7 +12,7 @@ from workbench.contracts.structure.macs import macs
 from workbench.papers.pruning._tcp_method import checked, convolutional
 from workbench.papers.pruning.tcp import TCP, Joined, mmd_rbf
 
-FAST = TCP(batches=1, round_steps=1, final_steps=1, per_round=4)
+FAST = TCP(batches=1, round_steps=1, steps=4, per_round=4)
 
 
 def images(n, seed=0, side=12):

@@ -19,7 +19,7 @@ from ...contracts.structure.surgery import macs, parameters
 from ...core.study import Outcome
 from ._ascai_factors import factor, multiplied, ranks_of
 from ._ascai_result import ASCAI
-from ._ascai_search import random_search, saving
+from ._ascai_search import random_search, saving, sensitivity_box
 from ._ascai_space import METHODS, Param, Space, load
 
 PLANTED = np.array([0.9, 0.2, 0.6, 0.75, 0.1, 0.5, 0.85, 0.3, 0.65, 0.45])
@@ -62,6 +62,17 @@ def finds_planted(method: ASCAI) -> Outcome:
         samples = _run(_loop(method), seed)
         found.append(float(saving(np.array(samples.accuracy), np.array(samples.cost), 0.85, 0.02, None).max()))
     return Outcome(min(found) >= 0.95 * goal and min(found) > blind, f"{min(found):.3f} at least; random search {blind:.3f}", f"{0.95 * goal:.3f}, above random search")
+
+
+def bounded_alone(method: ASCAI) -> Outcome:
+    """Each entry's bound is the largest of five levels that, alone, costs a point at most: the bisection against all levels tried."""
+    levels = (0.2, 0.4, 0.6, 0.8, 0.95)
+    def single(i: int, level: float) -> float:
+        return planted(np.eye(len(ENTRIES))[i] * level)[0]
+
+    wanted = [max([0.1, *(level for level in levels if single(i, level) >= 0.89)]) for i in range(len(ENTRIES))]
+    found = [param.high for param in sensitivity_box(ENTRIES, planted, 0.9, method.bearable, levels)]
+    return Outcome(found == wanted, str(found), str(wanted))
 
 
 def score_by_hand(method: ASCAI) -> Outcome:

@@ -32,10 +32,11 @@ def samples_of(run: dict, iterations: int | None = None) -> Samples:
 
 
 def history(run: dict) -> dict[str, list[float]]:
-    """Mean score of each iteration and its standard error, all by the final threshold."""
+    """Mean score of each iteration, its standard error, and the best so far, all by the final threshold."""
     accuracy, cost = np.array(run["right"]) / VALIDATION, np.array(run["cost"])
     scores = np.split(saving(accuracy, cost, run["dense"] - BENCH.max_drop / 100, BENCH.tau, None), run["ends"][:-1])
-    return {"score": [float(s.mean()) for s in scores], "error": [float(s.std() / np.sqrt(len(s))) for s in scores]}
+    return {"score": [float(s.mean()) for s in scores], "error": [float(s.std() / np.sqrt(len(s))) for s in scores],
+            "best": np.maximum.accumulate([s.max() for s in scores]).tolist()}
 
 
 def shown(params: Sequence[Param], theta: np.ndarray, run: dict, row: int) -> dict[str, np.ndarray]:

@@ -211,7 +211,7 @@ def random_search(params: Sequence[Param], judge: Judge, dense: float, evaluatio
     return samples
 
 
-def rule(params: Sequence[Param], judge: Judge, dense: float, tilt: Callable[[np.ndarray], np.ndarray], evaluations: int = 16) -> Samples:
+def rule(params: Sequence[Param], judge: Judge, dense: float, tilt: Callable[[np.ndarray], np.ndarray], evaluations: int) -> Samples:
     """One dial for all entries: ``tilt(depth) · s`` for growing s, depth from 0 (shallow) to 1 within each kind of entry."""
     samples, depth = Samples(dense, [], [], [], []), np.zeros(len(params))
     for kind in {p.kind for p in params}:

@@ -13,7 +13,8 @@ from ...benches.vision.nets import VGGSmall
 from ...contracts.structure.macs import macs, parameters
 from ...contracts.structure.surgery import mask
 from ...core.study import Outcome
-from ._iplt_trainer import IPLT, Trainer, convolutional, kept, lowest, training_macs
+from ._iplt_surgery import convolutional, kept, lowest
+from ._iplt_trainer import IPLT, Trainer, training_macs
 from .classics import Random
 
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ...benches import training
+from ...benches.activations import kept_for_backward
 from ...contracts.structure.surgery import remove
 from ...core.study import Contender
 from . import Pruned, seeded
-from ._iplt_trainer import IPLT, Epoch, FilterNorm, Trainer, convolutional, final_shares, kept, lowest, overlap, rank_correlation, training_macs
+from ._iplt_surgery import FilterNorm, convolutional, final_shares, kept, lowest, overlap, rank_correlation, sensitivity
+from ._iplt_trainer import IPLT, Epoch, Trainer, training_macs
 from .classics import Random
 
 AFTER = training.EPOCHS - 1  # epochs behind a whole run: as many as IPLT has behind its first one
@@ -26,22 +28,40 @@ class Run(Pruned):
     facts: dict[str, float] = field(default_factory=dict)
 
 
-def _run(model, log: list[Epoch], accuracies: list[float], before: float) -> Run:
+def step_memory(model) -> float:
+    """MB that one batch's forward pass keeps for the backward one."""
+    return kept_for_backward(model, training.EXAMPLE.repeat(training.BATCH, 1, 1, 1)) / 1e6
+
+
+def _run(model, log: list[Epoch], accuracies: list[float], whole_run_first: bool = False) -> Run:
     widths = np.array([list(e.widths.values()) for e in log], np.uint8)
     share = np.array([1000 * e.macs / training.dense()[0] for e in log])
     return Run(model, {"widths": widths, "cost": share.round().astype(np.uint16)}, {"loss": [e.loss for e in log], "accuracy": accuracies},
-               {"training_share": (before + training_macs(log)) / training.run_macs()})
+               {"training_share": whole_run_first + training_macs(log) / training.run_macs(),
+                "training_memory": max([step_memory(training.net())] * whole_run_first + [e.memory / 1e6 for e in log])})
 
 
-def trained(plan: IPLT, **settings: Any) -> Contender:
-    """Ten epochs from scratch, pruned meanwhile."""
+def rate(plan: IPLT, number: int) -> float:
+    """The dense run's rates, which do not fall before the last round is over: the final training decays on the small net."""
+    start = max(training.EPOCHS / 2, plan.pretrain + plan.rounds * plan.per_round)
+    return 0.1 * 0.1 ** ((number >= start) + (number >= start + 0.6 * (training.EPOCHS - start)))
 
-    def make(pretrain: int, keep: float, replica: int, seed: int) -> Run:
+
+def accuracy(model) -> float:
+    """On validation images, for choices on the way."""
+    return 100 * float(training.right(model, "validation").mean())
+
+
+def trained(plan: IPLT, scanned: bool = False, **settings: Any) -> Contender:
+    """Ten epochs from scratch, pruned meanwhile; ``scanned``: each layer loses what the half-trained net can spare there, by :func:`sensitivity`."""
+
+    def make(pretrain: int, keep: float, rounds: int, replica: int, seed: int) -> Run:
         model, seen = training.fresh(replica), []
-        ours = replace(plan, pretrain=int(pretrain), keep=keep, criterion=seeded(plan.criterion, 10 * seed + replica))
-        trainer = Trainer(model, training.sgd(model), lambda number: training.epoch(replica, number), ours, training.EXAMPLE)
-        small, log = trainer.fit(training.EPOCHS, training.rate, watch=lambda done, net: seen.append(100 * float(training.right(net).mean())))
-        return _run(small, log, seen, 0)
+        ours = replace(plan, pretrain=int(pretrain), keep=keep, rounds=int(rounds), criterion=seeded(plan.criterion, 10 * seed + replica))
+        scan = (lambda net, groups: sensitivity(net, groups, training.EXAMPLE, accuracy)) if scanned else None
+        trainer = Trainer(model, training.sgd(model), lambda number: training.epoch(replica, number), ours, training.EXAMPLE, scan)
+        small, log = trainer.fit(training.EPOCHS, lambda number: rate(ours, number), watch=lambda done, net: seen.append(100 * float(training.right(net).mean())))
+        return _run(small, log, seen)
 
     return Contender(make, subject=plan, evidence="recorded", **settings)
 
@@ -55,7 +75,7 @@ def trained_first(rounds: int, **settings: Any) -> Contender:
         trainer = Trainer(model, training.sgd(model), lambda number: training.epoch(replica, training.EPOCHS + number),
                           IPLT(pretrain=0, rounds=rounds, keep=keep), training.EXAMPLE)
         small, log = trainer.fit(AFTER, lambda number: training.rate(number + 1), watch=lambda done, net: seen.append(100 * float(training.right(net).mean())))
-        return _run(small, log, seen, training.run_macs())
+        return _run(small, log, seen, whole_run_first=True)
 
     return Contender(make, evidence="recorded", **settings)
 
@@ -68,7 +88,7 @@ def small_from_scratch(**settings: Any) -> Contender:
         groups = convolutional(dense, training.EXAMPLE)
         widths = kept({g.name: g.size for g in groups}, final_shares(dense, groups, training.EXAMPLE, keep))
         model = training.dense_run(replica, widths=tuple(widths.values()))
-        return Run(model, facts={"training_share": training.epoch_macs(model) * training.EPOCHS / training.run_macs()})
+        return Run(model, facts={"training_share": training.epoch_macs(model) * training.EPOCHS / training.run_macs(), "training_memory": step_memory(model)})
 
     return Contender(make, role="control", evidence="recorded", **settings)
 
@@ -101,7 +121,7 @@ def cut_by(epochs: int | None = None, criterion: Any = None, **settings: Any) ->
 
 def dense() -> Contender:
     """Control: the whole run, nothing pruned."""
-    return Contender(lambda replica: Run(training.net(replica), facts={"training_share": 1.0}), role="control", evidence="checkpoint")
+    return Contender(lambda replica: Run(training.net(replica), facts={"training_share": 1.0, "training_memory": step_memory(training.net())}), role="control", evidence="checkpoint")
 
 
 def chance(**settings: Any) -> Contender:

@@ -1,11 +1,11 @@
-"""Incremental pruning based on less training: plan, surgery on network and optimiser, the trainer. The lesson stands in :mod:`.iplt`."""
+"""Incremental pruning based on less training: the plan, and the trainer that carries it out. The lesson stands in :mod:`.iplt`."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,142 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...benches.activations import kept_for_backward
 from ...contracts.files.artifact import ArtifactError, read, save
 from ...contracts.files.storage import fit
-from ...contracts.structure.channels import ChannelGroup, channel_groups
+from ...contracts.structure.channels import ChannelGroup
 from ...contracts.structure.macs import macs, parameters
-from ...contracts.structure.surgery import mask, remove
-from ...contracts.structure.trace import CONV
-from . import inside_blocks
-from .classics import norms
+from ._iplt_surgery import FilterNorm, Widths, check_optimizer, convolutional, entries, final_shares, kept, lowest, progress, shrink
 
-STATES = {torch.optim.SGD: ("momentum_buffer",), torch.optim.Adam: ("exp_avg", "exp_avg_sq"), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
-Widths = dict[str, int]
 Loader = Iterable | Callable[[int], Iterable]  # batches (inputs, labels), or a function of the epoch's number that gives them
-
-
-# --- what goes, and when ------------------------------------------------------------------------------------------------------------------------
-
-
-def convolutional(model: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The groups that convolutions alone write and that are no residual stream."""
-    groups = [g for g in inside_blocks(channel_groups(model, example)) if all(isinstance(m.module, CONV) for m in g.producers)]
-    if not groups:
-        raise ValueError("model: no convolution whose filters can go (residual streams stay: name blocks with an inner width)")
-    return groups
-
-
-@dataclass(frozen=True)
-class FilterNorm:
-    """‖filter‖₁ over its fan-in (on purpose the simplest criterion)."""
-
-    def scores(self, groups: Sequence[ChannelGroup], model: nn.Module, data=None) -> dict[str, Tensor]:
-        return {g.name: norms(g, "producers") / sum(m.weights().shape[1] for m in g.producers) for g in groups}
-
-
-def progress(step: int, rounds: int, shape: str = "linear") -> float:
-    """s(t): the share of the final cut that is done after round ``step`` of ``rounds``; ``cubic`` cuts more at first (reconstructed)."""
-    t = step / rounds
-    return t if shape == "linear" else 1 - (1 - t) ** 3
-
-
-def kept(sizes: Mapping[str, int], shares: Mapping[str, float], done: float = 1.0) -> Widths:
-    """N_l·(1 − R_l·s), rounded, one filter at least."""
-    return {name: max(1, round(size * (1 - shares[name] * done))) for name, size in sizes.items()}
-
-
-def final_shares(model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, keep: float, slant: Mapping[str, float] | None = None) -> dict[str, float]:
-    """{layer: R_l}: slant·c (uniform: 1·c), at most 0.98, with the smallest c at which the rebuilt net has ``keep`` of the parameters at most.
-
-    ValueError: ``keep`` lies below what one filter a layer leaves.
-    """
-    slant = slant or {g.name: 1.0 for g in groups}
-    sizes, dense = {g.name: g.size for g in groups}, parameters(model)
-
-    def left(c: float) -> float:
-        widths = kept(sizes, shares(c))
-        return parameters(remove(model, {g.name: range(widths[g.name], g.size) for g in groups if widths[g.name] < g.size}, example, groups)) / dense
-
-    def shares(c: float) -> dict[str, float]:
-        return {name: min(0.98, c * slant[name]) for name in sizes}
-
-    highest = 0.98 / min(value for value in slant.values() if value > 0)
-    if not 0 < keep <= 1 or left(highest) > keep:
-        raise ValueError(f"keep: share of the parameters between {left(highest):.3f} (one filter a layer, or what may not be cut) and 1, found {keep}")
-    low, high = 0.0, highest
-    if keep == 1:
-        return shares(0.0)
-    for _ in range(14):  # widths are whole numbers: finer shares change nothing
-        middle = (low + high) / 2
-        low, high = (low, middle) if left(middle) <= keep else (middle, high)
-    return shares(high)
-
-
-def sensitivity(model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, accuracy: Callable[[nn.Module], float], delta: float = 2.0,
-                steps: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.95)) -> dict[str, float]:
-    """{layer: R_l}: the largest of ``steps`` that, cut from this layer alone by filter norm, costs at most ``delta`` points of ``accuracy``.
-
-    Scanned on the partly trained net; a layer that can spare nothing gets half of the first step, so that none stands out of reach.
-    """
-    scores, before, shares = FilterNorm().scores(groups, model), accuracy(model), {}
-    for group in groups:
-        order, found = scores[group.name].argsort(), steps[0] / 2
-        for share in steps:
-            if before - accuracy(mask(model, {group.name: order[: min(group.size - 1, round(share * group.size))]}, example, groups)) > delta:
-                break
-            found = share
-        shares[group.name] = found
-    return shares
-
-
-def lowest(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
-    """{layer: filters to drop}: the lowest, so that ``widths`` stay (a layer that is narrow enough already loses none)."""
-    gone = {name: score.argsort(stable=True)[: max(0, len(score) - widths[name])].sort().values for name, score in scores.items()}
-    return {name: units for name, units in gone.items() if len(units)}
-
-
-# --- surgery on network and optimiser -----------------------------------------------------------------------------------------------------------
-
-
-def sliced(model: nn.Module, values: Mapping[str, Tensor], drop: Mapping[str, Tensor], example: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Tensors that stand beside the parameters (momentum), cut as :func:`remove` cuts those: they take the weights' place in a copy that is then cut."""
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            parameter.copy_(values[name])
-    return {name: p.detach().clone() for name, p in remove(twin, drop, example, groups).named_parameters()}
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    if type(optimizer) not in STATES:
-        raise ValueError(f"optimizer: {', '.join(cls.__name__ for cls in STATES)} can be cut with the network, found {type(optimizer).__name__}")
-
-
-def shrink(model: nn.Module, optimizer: torch.optim.Optimizer, drop: Mapping[str, Tensor], example: Tensor,
-           groups: Sequence[ChannelGroup]) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A smaller network and an optimiser of its parameters whose state is the matching part of the old one: training goes on warm."""
-    _check_optimizer(optimizer)
-    small, names = remove(model, drop, example, groups), {id(p): name for name, p in model.named_parameters()}
-    now = dict(small.named_parameters())
-    rebuilt = type(optimizer)([{**g, "params": [now[names[id(p)]] for p in g["params"]]} for g in optimizer.param_groups])
-    for entry in STATES[type(optimizer)]:
-        values = {names[id(p)]: state[entry] for p, state in optimizer.state.items() if state.get(entry) is not None}
-        if values:
-            cut = sliced(model, {name: values.get(name, torch.zeros_like(p)) for name, p in model.named_parameters()}, drop, example, groups)
-            for name in values:
-                rebuilt.state[now[name]][entry] = cut[name]
-    for p, state in optimizer.state.items():
-        if "step" in state:
-            rebuilt.state[now[names[id(p)]]]["step"] = copy.deepcopy(state["step"])
-    return small, rebuilt
-
-
-# --- the trainer --------------------------------------------------------------------------------------------------------------------------------
+Scan = Callable[[nn.Module, Sequence[ChannelGroup]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training: which phase, each layer's filters, parameters, MACs of one forward pass, MACs that training it took, mean loss."""
+    """One epoch of training: which phase, each layer's filters, parameters, MACs of one forward pass; what the epoch took: MACs, bytes that a batch's forward
+    pass keeps for the backward one, seconds; its mean loss."""
 
     number: int
     phase: str  # "pre-training" | "pruning" | "final"
@@ -158,14 +37,16 @@ class Epoch:
     parameters: int
     macs: int
     training_macs: int
+    memory: int
     loss: float
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True)
 class IPLT:
     """The schedule: ``pretrain`` epochs (E₀), then ``rounds`` (K) cuts with ``per_round`` epochs (E_i) after each, then whatever epochs are left.
 
-    keep: share of the parameters at the end. shape: ``linear`` or ``cubic``. criterion: what ranks filters (an object with `scores`).
+    keep: share of the parameters at the end (in :meth:`compress`, 1 − ratio). shape: ``linear`` or ``cubic``. criterion: what ranks filters (an object with `scores`).
     ``warm``: the optimiser's state is cut with the network, not thrown away.
     """
 
@@ -213,12 +94,13 @@ class Trainer:
         tr = Trainer(model, optimizer, loader, IPLT(pretrain=5, rounds=10, keep=0.12))
         small, log = tr.fit(epochs=60, rate=lambda epoch: 0.1 * 0.1 ** (epoch // 20))
 
-    ``example``: one input (default: from the loader). ``shares``: {layer: R_l}, e.g. from :func:`sensitivity` (default: equal shares).
+    ``example``: one input (default: from the loader). ``shares``: {layer: R_l}, or a function of (model, groups) that finds them right before the first cut,
+    e.g. :func:`sensitivity` (default: equal shares); they are scaled until ``keep`` is met.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, plan: IPLT | None = None, example: Tensor | None = None,
-                 shares: Mapping[str, float] | None = None):
-        _check_optimizer(optimizer)
+                 shares: Mapping[str, float] | Scan | None = None):
+        check_optimizer(optimizer)
         owned = {id(p) for p in model.parameters()}
         if any(id(p) not in owned for g in optimizer.param_groups for p in g["params"]):
             raise ValueError("optimizer: it holds parameters that are not the model's")
@@ -226,17 +108,18 @@ class Trainer:
         self.example = next(iter(self._batches(0)))[0][:1] if example is None else example
         groups = convolutional(model, self.example)
         self.sizes = {g.name: g.size for g in groups}
-        self.shares = final_shares(model, groups, self.example, self.plan.keep, shares)
+        self.scan = shares if callable(shares) else None
+        self.shares = final_shares(model, groups, self.example, self.plan.keep, None if self.scan else shares)
         self.log: list[Epoch] = []
-        self.ranks: list[dict[str, Tensor]] = []
 
     def _batches(self, number: int) -> Iterable:
         return self.loader(number) if callable(self.loader) else self.loader
 
     def _cut(self, step: int) -> None:
         groups = [g for g in convolutional(self.model, self.example) if g.name in self.sizes]
+        if self.scan and step == 1:
+            self.shares = final_shares(self.model.eval(), groups, self.example, self.plan.keep, self.scan(self.model, groups))
         scores = self.plan.criterion.scores(groups, self.model, None)
-        self.ranks.append({name: score.argsort().argsort() for name, score in scores.items()})
         drop = lowest(scores, kept(self.sizes, self.shares, progress(step, self.plan.rounds, self.plan.shape)))
         if drop:
             old = self.optimizer
@@ -270,10 +153,11 @@ class Trainer:
 
     def _epoch(self, number: int) -> None:
         self.model.train()
-        total, images, count = 0.0, 0, 0
+        total, images, count, first, start = 0.0, 0, 0, None, time.perf_counter()
         for batch in self._batches(number):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise ValueError("loader: batches of (inputs, labels) are needed")
+            first = first if count else batch[0]
             loss = F.cross_entropy(self.model(batch[0]), batch[1])
             if not math.isfinite(value := loss.item()):
                 raise ValueError(f"loader: the loss is {value} in epoch {number}; are the inputs finite, is the rate too high?")
@@ -283,10 +167,12 @@ class Trainer:
             total, images, count = total + value, images + len(batch[1]), count + 1
         if not count:
             raise ValueError("loader: it yields no batch (a generator is empty the second time: hand in a list, a loader or a function of the epoch)")
+        seconds = time.perf_counter() - start
         self.model.eval()
-        cost = macs(self.model, self.example)
-        widths = {g.name: g.size for g in convolutional(self.model, self.example) if g.name in self.sizes}
-        self.log.append(Epoch(number, self.plan.phase(number), widths, parameters(self.model), cost, 3 * cost * images, total / count))
+        cost, memory = macs(self.model, self.example), kept_for_backward(self.model, first)
+        left = {g.name: g.size for g in convolutional(self.model, self.example)}
+        widths = {name: left.get(name, 1) for name in self.sizes}  # a layer with one filter is no group any more
+        self.log.append(Epoch(number, self.plan.phase(number), widths, parameters(self.model), cost, 3 * cost * images, memory, total / count, seconds))
 
     # --- stop and go on
 
@@ -296,7 +182,7 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         steps = {}
         for p, state in self.optimizer.state.items():
-            tensors |= {f"{entry}.{names[id(p)]}": state[entry] for entry in STATES[type(self.optimizer)] if state.get(entry) is not None}
+            tensors |= {f"{entry}.{names[id(p)]}": state[entry] for entry in entries(self.optimizer) if state.get(entry) is not None}
             steps |= {names[id(p)]: float(state["step"])} if "step" in state else {}
         return save(Path(path), tensors, {"kind": "iplt", "optimizer": type(self.optimizer).__name__, "shares": self.shares, "sizes": self.sizes, "steps": steps,
                                           "log": json.dumps([asdict(e) for e in self.log])})
@@ -311,10 +197,10 @@ class Trainer:
         self.model = fit(self.model, {k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")})
         now = dict(self.model.named_parameters())
         self.optimizer = type(self.optimizer)([{**g, "params": [now[name] for name in g["params"]]} for g in order])
-        for entry in STATES[type(self.optimizer)]:
-            for name, p in now.items():
-                if f"{entry}.{name}" in found.tensors:
-                    self.optimizer.state[p][entry] = found.tensors[f"{entry}.{name}"]
+        for full, value in found.tensors.items():
+            entry, _, name = full.partition(".")
+            if entry != "model":
+                self.optimizer.state[now[name]][entry] = value
         for name, step in found.meta["steps"].items():
             self.optimizer.state[now[name]]["step"] = torch.tensor(step)
         self.shares, self.log = dict(found.meta["shares"]), [Epoch(**e) for e in json.loads(found.meta["log"])]
@@ -324,26 +210,3 @@ class Trainer:
 def training_macs(log: Sequence[Epoch]) -> int:
     """Σ over steps of 3·MACs(current network)·batch: forward, and twice as many backward."""
     return sum(epoch.training_macs for epoch in log)
-
-
-# --- does the order of filters stand? -----------------------------------------------------------------------------------------------------------
-
-
-def overlap(young: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float = 0.35) -> float:
-    """Share of the best ``share`` of each layer's filters, by the young net's scores, that are the trained net's best too; mean over layers. Chance: ``share``."""
-    values = []
-    for name, score in trained.items():
-        n = max(1, round(share * len(score)))
-        a, b = (set(scores.argsort(descending=True)[:n].tolist()) for scores in (young[name], score))
-        values.append(len(a & b) / n)
-    return sum(values) / len(values)
-
-
-def rank_correlation(young: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> float:
-    """Spearman's correlation of each layer's scores; mean over layers."""
-    from scipy import stats
-
-    return float(sum(stats.spearmanr(young[name].numpy(), score.numpy()).statistic for name, score in trained.items()) / len(trained))
-
-
-__all__ = ["IPLT", "Epoch", "FilterNorm", "Trainer", "overlap", "rank_correlation", "sensitivity", "shrink", "training_macs"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...benches import vision
-from ...contracts.structure.surgery import ChannelGroup, channel_groups, forward, parameters, remove
+from ...contracts.structure.surgery import ChannelGroup, channel_groups, forward, macs, parameters, remove
 from ...core.study import Contender
 from . import Pruned, fine_tuned, seeded
 from ._smoea_front import Front
@@ -52,10 +52,10 @@ def picked(model: nn.Module, groups: Sequence[ChannelGroup], kept: np.ndarray, *
 
 @cache
 def sweep_volume(replica: int) -> tuple[SubNetwork, ParameterCount, float]:
-    """The first group of the walk, and the largest hypervolume that a criterion's ratios 0 … 95 % reach on it (L1, FPGM, Taylor)."""
+    """The first group of the walk on images that no mask was bred on, and the largest hypervolume that a criterion's ratios 0 … 95 % reach on it (L1, FPGM, Taylor)."""
     model = vision.dense(NET, replica)
     groups = channel_groups(model, vision.EXAMPLE)[-BENCH.layers:]
-    network, count = SubNetwork(model, groups, vision.calibration()[:BENCH.images]), ParameterCount(groups)
+    network, count = SubNetwork(model, groups, vision.calibration()[BENCH.images:2 * BENCH.images]), ParameterCount(groups)
     best = 0.0
     for criterion in (L1(), FPGM(), Taylor()):
         scores = criterion.scores(groups, model, vision.labelled())
@@ -72,7 +72,7 @@ def volume_of(network: SubNetwork, count: ParameterCount, masks: np.ndarray) -> 
 
 @cache
 def history(name: str, replica: int) -> dict[str, list[float]]:
-    """``volume``: hypervolume of the archive after each generation, group after group; ``gain``: the first group's front, judged now, against the best sweep."""
+    """``volume``: hypervolume of the archive after each generation, group after group; ``gain``: the first group's front, judged now on other images, against the best sweep."""
     front = recorded(name, replica)
     series = {"volume": [float(v) for f in front.fronts for v in f.volumes[:, 0]]}
     if len(front.fronts) > 1:
@@ -124,19 +124,30 @@ def same_counts(criterion, **settings) -> Contender:
     return Contender(make, replicas=REPLICAS, **settings)
 
 
-def uniform(criterion, **settings) -> Contender:
-    """The same share of every layer, chosen by a criterion: the largest network with at most the wanted share of the parameters."""
+def _equal_shares(groups: Sequence[ChannelGroup], fits: Callable[[list[int]], bool]) -> list[int]:
+    """The largest equal share of every layer that ``fits``, as numbers of filters (more never fits where less does not)."""
+    low, high = 0, 257
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits([max(1, round(middle / 256 * g.size)) for g in groups]) else (low, middle)
+    return [max(1, round(low / 256 * g.size)) for g in groups]
+
+
+def uniform(criterion, same_macs: bool = False, **settings) -> Contender:
+    """The same share of every layer, chosen by a criterion: the largest network with at most the wanted share of the parameters, or with at most the
+    multiply-accumulates of SMOEA's."""
 
     def make(params_left: float, replica: int) -> Pruned:
-        model = vision.dense(NET, replica)
-        groups, total = channel_groups(model, vision.EXAMPLE), parameters(model)
-        count = ParameterCount(groups)
-        rest = total - int(count(np.ones((1, sum(g.size for g in groups)), bool))[0])
-        for share in np.linspace(1, 0, 257):
-            counts = [max(1, round(share * g.size)) for g in groups]
-            kept = np.concatenate([np.arange(g.size) < n for g, n in zip(groups, counts, strict=True)])
-            if rest + int(count(kept[None])[0]) <= params_left * total:
-                break
+        model, front = vision.dense(NET, replica), recorded("smoea", replica)
+        groups = channel_groups(model, vision.EXAMPLE)
+
+        def network(counts: Sequence[int]) -> nn.Module:
+            return remove(model, {g.name: range(n, g.size) for g, n in zip(groups, counts, strict=True) if n < g.size}, vision.EXAMPLE, groups)
+
+        cost, limit = parameters, params_left * parameters(model)
+        if same_macs:
+            cost, limit = partial(macs, example=vision.EXAMPLE), macs(front.export(params=params_left), vision.EXAMPLE)
+        counts = _equal_shares(groups, lambda counts: cost(network(counts)) <= limit)
         return picked(model, groups, _by_counts(criterion, groups, model, counts))
 
     return Contender(make, replicas=REPLICAS, **settings)

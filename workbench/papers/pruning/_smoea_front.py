@@ -39,9 +39,8 @@ class GroupFront:
 
     def knee(self) -> int:
         """The point farthest below the line through both ends of the front."""
-        x, y = self.share, self.error
-        return int(np.argmin((x - x[0]) * (y[-1] - y[0]) - (y - y[0]) * (x[-1] - x[0])) if y[-1] > y[0] else
-                   np.argmax((y[0] - y) * (x[-1] - x[0]) - (x - x[0]) * (y[0] - y[-1])))
+        x, y = self.share - self.share[0], self.error[0] - self.error
+        return int(np.argmax(y * x[-1] - x * y[-1]))
 
 
 @dataclass
@@ -84,11 +83,14 @@ class Front:
         for level in np.unique(np.concatenate([front.error for front in self.fronts]))[::-1]:
             yield [front.smallest(error=level) for front in self.fronts]
 
-    def points(self, params: float | None = None, tolerance: float | None = None) -> list[int]:
+    def points(self, params: float | None = None, tolerance: float | None = None, knee: bool = False) -> list[int]:
         """One point of each front. ``params``: the largest network of the slider with at most this share of the parameters; ``tolerance``: of each front the
-        smallest mask that alone costs at most so many points of classification error. ValueError: none is as small; a share outside (0, 1]."""
-        if (params is None) == (tolerance is None):
-            raise ValueError("export: hand in one of params and tolerance")
+        smallest mask that alone costs at most so many points of classification error; ``knee``: where each front bends most. ValueError: none is as small; a share
+        outside (0, 1]."""
+        if (params is not None) + (tolerance is not None) + bool(knee) != 1:
+            raise ValueError("export: hand in one of params, tolerance and knee")
+        if knee:
+            return [front.knee() for front in self.fronts]
         if tolerance is not None:
             if not tolerance >= 0:
                 raise ValueError(f"tolerance: points of classification error, from 0 on; found {tolerance}")
@@ -100,7 +102,7 @@ class Front:
         total, sized = parameters(self.model), [(self.parameters(points), points) for points in self.choices()]
         fitting = [entry for entry in sized if entry[0] <= params * total]
         if not fitting:
-            raise ValueError(f"params: {params} cannot be reached; the smallest network of these fronts keeps {min(sized)[0] / total:.3f}")
+            raise ValueError(f"params: {params} (1 − ratio) cannot be reached; the smallest network of these fronts keeps {min(sized)[0] / total:.3f}")
         return self.filled(max(fitting)[1], params * total)
 
     def filled(self, points: Sequence[int], limit: float) -> list[int]:
@@ -117,9 +119,9 @@ class Front:
         """{layer: filters to remove} of a genome; what `contracts.structure.surgery.remove` takes."""
         return {g.name: torch.from_numpy(np.flatnonzero(~kept[where])) for g, where in zip(self.groups, segments(self.groups), strict=True) if not kept[where].all()}
 
-    def export(self, params: float | None = None, tolerance: float | None = None, data: Iterable | Tensor | None = None) -> nn.Module:
+    def export(self, params: float | None = None, tolerance: float | None = None, data: Iterable | Tensor | None = None, knee: bool = False) -> nn.Module:
         """A really smaller copy of the dense network; ``data`` re-estimates its batch-norm statistics (without, fine-tune it before judging it)."""
-        small = self.surgery(self.model, self.drop(self.kept(self.points(params, tolerance))), self.example, channel_groups(self.model, self.example))
+        small = self.surgery(self.model, self.drop(self.kept(self.points(params, tolerance, knee))), self.example, channel_groups(self.model, self.example))
         if data is not None:
             reestimate_batchnorm(small, data if isinstance(data, Tensor) else (inputs_and_labels(batch)[0] for batch in data))
         return small

@@ -92,7 +92,7 @@ def silent_without_discrepancy(method) -> Outcome:
 
 
 def merged_by_hand(method) -> Outcome:
-    """Two layers worked out by hand: (3, 4, 0)/5 and (0, 6, 8)/10; (5, 0, 12)/13 and (4, 3, 0)/5. The smaller score counts, each layer keeps two."""
+    """(3, 4, 0)/5 and (0, 6, 8)/10; (5, 0, 12)/13 and (4, 3, 0)/5; a layer of equals. The smaller score counts, each layer keeps two."""
     lists = {"a": torch.tensor([[3.0, -4.0, 0.0], [0.0, 6.0, 8.0]]), "b": torch.tensor([[5.0, 0.0, -12.0], [4.0, -3.0, 0.0]]),
              "c": torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])}
     want = {"a": torch.tensor([0.0, 0.6, 0.0]), "b": torch.tensor([5 / 13, 0.0, 0.0]), "c": torch.full((4,), 0.5)}
@@ -106,7 +106,7 @@ def small_steps(method) -> Outcome:
     """Half of the MACs of an untrained net: never more than eight channels a round, two at least in each layer, and no further than asked."""
     torch.manual_seed(0)
     net = DomainVGG((8, 8, 8, 8, 8, 8), 16)
-    done = replace(method, batches=1, round_steps=1, final_steps=1).prune(net, 0.5, domains.Pairs(1, 8), domains.EXAMPLE)
+    done = replace(method, batches=1, round_steps=1, steps=9).prune(net, 0.5, domains.Pairs(1, 8), domains.EXAMPLE)
     widths = [net.config()["widths"], *(list(r.widths.values()) for r in done.rounds)]
     most = max(sum(a) - sum(b) for a, b in pairwise(widths))
     share, narrowest_layer = done.rounds[-1].macs_share, min(min(row) for row in widths)

@@ -19,8 +19,7 @@ from ._tcp_checks import ByCriterion
 from ._tcp_method import TCP, Transferred
 
 PAIR, HALF = {"macs_removed": (0.26, 0.5)}, {"macs_removed": (0.5,)}
-STEPS_26 = 180  # what 26 % of the MACs take: four rounds of 20 steps and the last 100
-ALL_AT_ONCE = {"per_round": 10**6, "round_steps": 0, "final_steps": 0}
+ALL_AT_ONCE = {"per_round": 10**6, "round_steps": 0, "steps": 0}
 
 
 def exhibits(done: Transferred, method: TCP) -> dict[str, np.ndarray]:
@@ -35,17 +34,21 @@ def exhibits(done: Transferred, method: TCP) -> dict[str, np.ndarray]:
     return {"source": scaled[0], "target": scaled[1], "cut": cut.numpy().astype(np.uint8), "layer": layer.astype(np.uint8), "widths": np.array(widths, np.uint8)}
 
 
-def pruned(method: TCP, start: str = "adapted", finish: Callable[[nn.Module, int], Any] | None = None, **settings: Any) -> Contender:
-    """Prunes the ``start`` net; ``finish(model, replica)`` then trains it on. ``recorded``, on three of the nets, where anything is tuned.
+def adapted(replica: int) -> nn.Module:
+    return domains.net("adapted", replica)
+
+
+def pruned(method: TCP, start: Callable[[int], nn.Module] = adapted, finish: Callable[[nn.Module, int], Any] | None = None, **settings: Any) -> Contender:
+    """Prunes the net ``start(replica)``; ``finish(model, replica)`` then trains it on. ``recorded`` where anything is tuned: by as many steps for all.
 
     Series: MMD² and cross-entropy at the end of each round, and the target's test accuracy along the final tuning, which decides nothing.
     """
-    tuned = method.round_steps > 0 or finish is not None
+    tuned = method.steps > 0 or finish is not None
 
     def make(macs_removed: float, replica: int, seed: int) -> Pruned:
         looked: list[float] = []
-        ours = replace(method, criterion=seeded(method.criterion, seed)) if isinstance(method, ByCriterion) else method
-        done = ours.prune(domains.net(start, replica), macs_removed, domains.Pairs(7 + replica), domains.EXAMPLE,
+        ours = replace(method, criterion=seeded(method.criterion, 10 * seed + replica)) if isinstance(method, ByCriterion) else method
+        done = ours.prune(start(replica), macs_removed, domains.Pairs(7 + replica), domains.EXAMPLE,
                           watch=lambda model: looked.append(domains.accuracy(model)))
         if finish:
             finish(done.model, replica)
@@ -53,7 +56,7 @@ def pruned(method: TCP, start: str = "adapted", finish: Callable[[nn.Module, int
         return Pruned(done.model, exhibits(done, method), series)
 
     subject = None if isinstance(method, ByCriterion) or finish else method
-    return Contender(make, subject=subject, **({"evidence": "recorded", "replicas": 3} if tuned else {}) | settings)
+    return Contender(make, subject=subject, **({"evidence": "recorded"} if tuned else {}) | settings)
 
 
 def at_once(method: TCP, **settings: Any) -> Contender:
@@ -61,21 +64,25 @@ def at_once(method: TCP, **settings: Any) -> Contender:
     return replace(pruned(replace(method, **ALL_AT_ONCE), **settings), subject=None)
 
 
-def adapted_afterwards(model: nn.Module, replica: int) -> None:
-    """What the recipe does to a dense source net: 800 steps on the joint loss."""
-    recipe.train(model, 100 + replica, recipe.ADAPT_STEPS, recipe.ADAPT_RATE, joint=True)
+def two_stage(**settings: Any) -> Contender:
+    """The source alone first, in the method's rounds, then the recipe's 800 joint steps: as many steps as TCP, in another order (TCP's net was adapted before)."""
+
+    def finish(model: nn.Module, replica: int) -> None:
+        recipe.train(model, 100 + replica, recipe.ADAPT_STEPS, recipe.ADAPT_RATE, joint=True)
+
+    return pruned(TCP(merge="source", mmd_weight=0.0), recipe.source_net, finish, **settings)
 
 
 def shipped(kind: str) -> Contender:
     return Contender(lambda replica: Pruned(domains.net(kind, replica)), role="control", evidence="checkpoint")
 
 
-def tuned_on(steps: int = STEPS_26) -> Contender:
-    """Control: the adapted net, not pruned, tuned for as many steps as pruning by 26 % takes."""
+def tuned_on() -> Contender:
+    """Control: the adapted net, not pruned, tuned for as many steps."""
 
     def make(replica: int) -> Pruned:
-        model = domains.net("adapted", replica)
-        TCP().tune(model, endless(domains.Pairs(7 + replica)), steps)
+        model = adapted(replica)
+        TCP().tune(model, endless(domains.Pairs(7 + replica)), TCP().steps)
         return Pruned(model)
 
-    return Contender(make, role="control", evidence="recorded", replicas=3)
+    return Contender(make, role="control", evidence="recorded")

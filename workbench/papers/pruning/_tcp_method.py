@@ -61,8 +61,8 @@ class TCP:
 
     feature: layer whose outputs the domains are compared by (default: what the last linear layer reads). merge: one of `MERGES`. per_round: channels cut a
     round. least: channels that every layer keeps. batches: scored a round. progress: p of β while scoring (0.1: β = 0.462, as in the code). mmd_weight
-    multiplies β. round_steps, final_steps: of SGD (momentum 0.9, decay 5e-4, rate/(1 + 10p)^0.75, a fifth of it outside linear layers; the paper's rate is 0.01, for a network
-    that was pretrained on ImageNet).
+    multiplies β. steps: of SGD in all, ``round_steps`` after each round's cut and the rest after the last one (momentum 0.9, decay 5e-4, rate/(1 + 10p)^0.75, a fifth of
+    it outside linear layers; the paper's rate is 0.01, for a network that was pretrained on ImageNet).
     """
 
     feature: str = ""
@@ -73,14 +73,14 @@ class TCP:
     progress: float = 0.1
     mmd_weight: float = 1.0
     round_steps: int = 20
-    final_steps: int = 100
+    steps: int = 260
     rate: float = 0.03
     discrepancy: Callable[[Tensor, Tensor], Tensor] = mmd
 
     def __post_init__(self):
         if self.merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, not {self.merge!r}")
-        for name, lowest in (("per_round", 1), ("least", 1), ("batches", 1), ("round_steps", 0), ("final_steps", 0)):
+        for name, lowest in (("per_round", 1), ("least", 1), ("batches", 1), ("round_steps", 0), ("steps", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, not {getattr(self, name)}")
 
@@ -163,7 +163,7 @@ class TCP:
             losses = self.tune(small, feed, self.round_steps)
             rounds.append(Round({g.name: g.size - len(drop.get(g.name, ())) for g in groups}, now / dense, *losses))
         if rounds:
-            self.tune(small, feed, self.final_steps, watch)
+            self.tune(small, feed, max(0, self.steps - self.round_steps * len(rounds)), watch)
         return replace(done, model=small, rounds=rounds)
 
     def next_cut(self, scores: dict[str, Tensor], model: nn.Module, goal: float, example: Tensor, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
