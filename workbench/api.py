@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pandas as pd
@@ -63,7 +63,12 @@ def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None 
     """
     from .views.explorer import Explorer
 
-    return Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
+    page = Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
+    if not page.stored_only:
+        from .own_input import corner
+
+        page.own = partial(corner, page.study)
+    return page
 
 
 def race(where: str | Study | Measurements, jobs: int | None = None, **mine: Any) -> Measurements:

@@ -100,7 +100,7 @@ class _Search:
         tried = {row["method"] for row in self.rows}
         for entry in self.entries:
             if entry.name not in tried:
-                self.why.setdefault(entry.name, "not tried: stopped before its turn" if "stopped" in self.notes[-1] else "not tried: no time left")
+                self.why.setdefault(entry.name, "not tried: stopped before its turn" if any("stopped" in note for note in self.notes) else "not tried: no time left")
         if not self.rows and not any(text.startswith(("not tried", "not finished")) for text in self.why.values()):
             reasons = "\n".join(f"  {name}: {text}" for name, text in self.why.items())
             raise ValueError(f"model: no method of the house applies to it:\n{reasons}")

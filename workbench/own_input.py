@@ -11,6 +11,7 @@ own inputs, before and after compression.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -123,33 +124,39 @@ def shown(paper: str | Study, content: bytes, **knobs: float) -> str:
 
 def try_own(paper: str | Study, **knobs: float):
     """A widget: a file chosen in it goes through the paper's method, at these knob values. StudyError: the method has no use for files."""
+    of = study(paper)
+    for name in knobs:
+        of.knob(name)
+    found = corner(of, lambda: knobs)
+    if not found:
+        raise StudyError(f"{of.name} compresses what belongs to the track {of.track.name}: it has no use for a picture, text or sound")
+    return found[0].children[0]
+
+
+def corner(of: Study, state: Callable[[], Mapping[str, float]]) -> list:
+    """The same for a corner of an explorer, folded up: one widget that takes the knob values as they stand when a file comes. Empty: no use for files."""
     import ipywidgets as widgets
 
     from .own_views import view_of
 
-    of = study(paper)
-    for name in knobs:
-        of.knob(name)
     view = view_of(of)
     if view is None:
-        raise StudyError(f"{of.name} compresses what belongs to the track {of.track.name}: it has no use for a picture, text or sound")
+        return []
     accepts = {"image": "image/*", "sound": ".wav", "text": ".txt,text/*"}
     upload = widgets.FileUpload(accept=",".join(accepts[kind] for kind in view[0]), multiple=False, description="Choose a file")
     out = widgets.HTML(f"<p>{escape(' or '.join(KINDS[kind] for kind in view[0]))}, at most {MOST_BYTES >> 20} MB; it stays on this machine</p>")
 
     def handle(change: Any) -> None:
         for file in change["new"]:
-            out.value = "<p>at work …</p>"
+            out.value = "<p role='status'>at work …</p>"
             try:
                 _fits(file["size"])
-                out.value = shown(of, bytes(file["content"]), **knobs)
+                out.value = shown(of, bytes(file["content"]), **state())
             except ValueError as error:
                 out.value = _refused(str(error))
 
     upload.observe(handle, "value")
-    box = widgets.VBox([upload, out])
-    box.upload, box.out = upload, out
-    return box
+    return [widgets.Accordion([widgets.VBox([upload, out])], titles=["Your own file"], selected_index=None)]
 
 
 def _refused(text: str) -> str:

@@ -152,7 +152,7 @@ class Advice:
     def __str__(self) -> str:
         rows = self.measured.drop(columns=["title", "why not"]).sort_values(self.cost(self.limits))
         others = "\n".join(f"  {row.method}: {row._asdict()['why']}" for row in self._others().itertuples(index=False))
-        return "\n".join([self.verdict(), "", rows.to_string(index=False, float_format="%.4g"), "", "not here, because", others, *self.notes])
+        return "\n".join([self.verdict(), "", rows.to_string(index=False, float_format="%.4g"), "", *(["not here, because", others] if others else []), *self.notes])
 
     __repr__ = __str__
 
