@@ -54,7 +54,7 @@ def _coded(of: Study, own: Own, knobs: Mapping[str, float]) -> str:
     if data.unframe(stream)[1] == data.STORED:
         rows.append(("note", "stored as it is: this codec cannot make it smaller, and adds only its frame"))
     views = {"image": lambda x: _picture(x, 256), "sound": lambda x: _player(x, own.rate),
-             "text": lambda x: f"<pre>{escape(x[:400].decode('utf8', 'replace'))}</pre>"}[own.kind]
+             "text": lambda x: f"<pre style='white-space:pre-wrap;max-width:60ch'>{escape(x[:400].decode('utf8', 'replace'))}</pre>"}[own.kind]
     return _page(f"{of.name} on your {own.kind}", rows, {"original": views(part), "decoded": views(back)})
 
 
