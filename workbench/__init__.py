@@ -10,7 +10,7 @@ from importlib import import_module as _import
 _HOMES = dict.fromkeys(("papers", "explore", "race", "board", "save_table", "not_raced", "ledger", "compress", "encode",
                         "decode"), "api")
 _HOMES |= dict.fromkeys(("show", "browse", "grade", "draw"), "lessons")
-_HOMES |= {"load": "contracts.model"}
+_HOMES |= {"advise": "choose", "try_own": "own_input", "load": "contracts.model"}
 __all__ = list(_HOMES)
 __version__ = "0.1.0"
 

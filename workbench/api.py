@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pandas as pd
@@ -63,7 +63,12 @@ def explore(paper: str | Study | Measurements, contenders: Sequence[str] | None 
     """
     from .views.explorer import Explorer
 
-    return Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
+    page = Explorer(measurements(paper), contenders, predict, stored_only, **knobs)
+    if not page.stored_only:
+        from .own_input import corner
+
+        page.own = partial(corner, page.study)
+    return page
 
 
 def race(where: str | Study | Measurements, jobs: int | None = None, **mine: Any) -> Measurements:
@@ -144,14 +149,30 @@ def ledger(what: str) -> pd.DataFrame:
     return frame.sort_values("status", key=lambda s: s.map(order.index), kind="stable").reset_index(drop=True)
 
 
-def _method(name: Any) -> Any:
-    """A paper's method by id or short name; an object that is one already is returned as it is."""
+def by_name(name: Any) -> Any:
+    """A paper's or a classic's method by id or short name; an object that is one already is returned as it is."""
     if not isinstance(name, str):
         return name
+    if (entry := registry.find(name)).kind == "classic":
+        return _classic(entry)
     found = study(name).method
     if found is None:
         raise StudyError(f"{name} has no method to apply to things of your own")
     return found
+
+
+def _classic(entry: registry.Entry) -> Any:
+    """A classic that is an object, with its default settings."""
+    import importlib
+    import inspect
+
+    found = getattr(importlib.import_module(entry.module), entry.symbol)
+    namesake = next(e for e in registry.catalogue() if (e.module, e.symbol) == (entry.module, entry.symbol))
+    if namesake is not entry:
+        raise StudyError(f"{entry.name} is {namesake.name}'s {entry.symbol} with another setting: hand in the object")
+    if not isinstance(found, type) or any(p.default is p.empty for p in inspect.signature(found).parameters.values()):
+        raise StudyError(f"{entry.name} is a step of other methods ({entry.module}.{entry.symbol}), none to apply by itself")
+    return found()
 
 
 def compress(model: Any, method: Any, ratio: float, **settings: Any):
@@ -161,15 +182,16 @@ def compress(model: Any, method: Any, ratio: float, **settings: Any):
     """
     from .contracts.model import compress as apply
 
-    return apply(model, _method(method), ratio, **{"probe": _timed, **settings})
+    return apply(model, by_name(method), ratio, **{"probe": timed, **settings})
 
 
-def _timed(pair: Mapping[str, Callable[[], Any]]) -> Any:
+def timed(pair: Mapping[str, Callable[[], Any]], wait: float = 20, rounds: int = 12) -> Any:
+    """`probe.compare` of the pair as soon as no sweep runs on this machine; after ``wait`` seconds the words why not."""
     from .core import probe
 
     try:
-        with probe.alone(timeout=20):
-            return probe.compare(pair, rounds=12)
+        with probe.alone(timeout=wait):
+            return probe.compare(pair, rounds)
     except TimeoutError as error:
         return f"not measured ({error})"
 
@@ -178,7 +200,7 @@ def encode(data: Any, codec: Any = "iflow") -> bytes:
     """An array or bytes as one stream of bytes, by a paper's codec; see `contracts.data.encode`."""
     from .contracts.data import encode as apply
 
-    return apply(data, _method(codec))
+    return apply(data, by_name(codec))
 
 
 def decode(stream: bytes, limit: int = 1 << 30) -> Any:
