@@ -182,32 +182,10 @@ def probe(arguments) -> int:
     return 0
 
 
-def race_peers(arguments) -> int:
-    from . import peers
-
-    outcomes, code = peers.race_peers(arguments.names, arguments.limit)
-    stored = {row["peer"]: row for row in peers.results()}
-    rows = [stored.get(outcome.peer, {}) | asdict(outcome) for outcome in outcomes]
-    if arguments.json:
-        _print_json(rows)
-    else:
-        columns = ("peer", "status", "library", "version", "torch", "cpu", "points", "ratio", "reason")
-        _print_table([*columns[:-2], "ours ÷ theirs (CPU time)", "reason"], [[row.get(name) for name in columns] for row in rows])
-    return code
-
-
 def report(arguments) -> int:
     from .views.reports import report
 
     return report(arguments.what, fresh=arguments.fresh, out=arguments.out) or 0
-
-
-def papermill(arguments) -> int:
-    from .views.reports.matrix import matrix
-
-    out = arguments.out or ROOT.parent / "reports" / "sets" / Path(arguments.notebook).stem
-    with _progress(f"{Path(arguments.notebook).name}") as on_set:
-        return matrix(arguments.notebook, arguments.parameters, out, arguments.jobs, arguments.cell_seconds, arguments.fresh, on_set)
 
 
 def data(arguments) -> int:
@@ -227,6 +205,25 @@ def data(arguments) -> int:
         print("\n".join(problems) if problems else "every file that is here has the right bytes")
         return int(bool(problems))
     return 0
+
+
+def papermill(arguments) -> int:
+    from .views.reports.matrix import matrix
+
+    out = arguments.out or ROOT.parent / "reports" / "sets" / Path(arguments.notebook).stem
+    with _progress(f"{Path(arguments.notebook).name}") as on_set:
+        return matrix(arguments.notebook, arguments.parameters, out, arguments.jobs, arguments.cell_seconds, arguments.fresh, on_set)
+
+
+def race_peers(arguments) -> int:
+    from . import peers
+
+    rows, code = peers.race_peers(arguments.names, arguments.limit)
+    if arguments.json:
+        _print_json(rows)
+    else:
+        _print_table(peers.COLUMNS, [[row.get(name) for name in peers.COLUMNS] for row in rows])
+    return code
 
 
 def lab(arguments) -> int:
@@ -337,16 +334,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
     sub.add_argument("--scheduler", metavar="ADDRESS", help=CLUSTER)
 
-    sub = command("race-peers", race_peers, "race other libraries, each in an environment of its own, and store the results as text", "race-peers",
-                  "race-peers nncf --json")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="peers (default: all)")
-    sub.add_argument("--limit", type=float, default=4 * 3600, metavar="S", help="seconds until a race is stopped; it goes on there next time (default: 14400)")
-    sub.add_argument("--json", action="store_true", help="a JSON list on stdout, one object per peer")
-
     sub = command("report", report, "execute the notebooks and write the HTML pages", "report", "report fscl --fresh", "report pruning --out /tmp/pages")
     sub.add_argument("what", nargs="?", default="all", metavar="ID|FAMILY|all", help=f"{MANY} (default)")
     sub.add_argument("--fresh", action="store_true", help="measure from nothing instead of showing the golden results")
     sub.add_argument("--out", type=Path, default=ROOT.parent / "reports", metavar="DIR", help="folder of the pages (default: reports)")
+
+    sub = command("data", data, "list, fetch or verify the public data sets", "data list", "data get kodak", "data verify")
+    sub.add_argument("action", choices=("list", "get", "verify"))
+    sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+
+    sub = command("probe", probe, "time a paper's method against the best dense path, alone on the machine", "probe fscl", "probe fscl --rounds 50 --threads 2")
+    sub.add_argument("paper", metavar="ID", help=PAPER)
+    sub.add_argument("--rounds", type=int, default=30, metavar="N", help="rounds, each of which times every contender once (default: 30)")
+    sub.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each contender (default: 1)")
 
     sub = command("papermill", papermill, "execute a notebook for many parameter sets, with one summary page",
                   "papermill notebooks/paper.ipynb sets.csv", "papermill mine.ipynb sets.json --jobs 4 --out /tmp/pages")
@@ -357,14 +357,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--cell-seconds", type=float, default=300, metavar="S", help="time limit of a cell (default: 300)")
     sub.add_argument("--fresh", action="store_true", help="run again what is finished")
 
-    sub = command("data", data, "list, fetch or verify the public data sets", "data list", "data get kodak", "data verify")
-    sub.add_argument("action", choices=("list", "get", "verify"))
-    sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
-
-    sub = command("probe", probe, "time a paper's method against the best dense path, alone on the machine", "probe fscl", "probe fscl --rounds 50 --threads 2")
-    sub.add_argument("paper", metavar="ID", help=PAPER)
-    sub.add_argument("--rounds", type=int, default=30, metavar="N", help="rounds, each of which times every contender once (default: 30)")
-    sub.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each contender (default: 1)")
+    sub = command("race-peers", race_peers, "race other libraries, each in an environment of its own, and store the results as text", "race-peers",
+                  "race-peers nncf --json")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="peers (default: all)")
+    sub.add_argument("--limit", type=float, default=4 * 3600, metavar="S", help="seconds until a race is stopped; it goes on there next time (default: 14400)")
+    sub.add_argument("--json", action="store_true", help="a JSON list on stdout, one object per peer")
 
     sub = command("lab", lab, "open JupyterLab at the atlas, on localhost only, with a token", "lab", "lab -- --no-browser --port=8890")
     sub.add_argument("options", nargs="*", metavar="-- OPTION", help="passed on to JupyterLab")

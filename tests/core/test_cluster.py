@@ -130,23 +130,16 @@ def test_a_lost_worker_is_named_with_its_point_and_the_rest_goes_on(swept, there
 def test_a_point_that_loses_two_workers_is_a_failure(swept, there, monkeypatch):
     """Whatever it is that it does to them: it gets no third."""
     there.set(SECONDS=60)
-    point = swept.points("quick")[0]
-    def strike():
-        for pid in there.client.run(lambda dask_worker: os.getpid() if dask_worker.state.executing else None).values():
-            if pid:
-                os.kill(pid, signal.SIGKILL)
+    point, real = swept.points("quick")[0], cluster._finished
 
-    real = cluster._Crew.send
+    def finished(client, sent):
+        with contextlib.suppress(OSError):
+            for pid in there.client.run(lambda dask_worker: os.getpid() if dask_worker.state.executing else 0).values():
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+        return real(client, sent)
 
-    def send(self, waiting):
-        real(self, waiting)
-        if self.sent:
-            end = time.monotonic() + 30
-            while not any(there.client.run(lambda dask_worker: len(dask_worker.state.executing)).values()) and time.monotonic() < end:
-                time.sleep(0.1)
-            strike()
-
-    monkeypatch.setattr(cluster._Crew, "send", send)
+    monkeypatch.setattr(cluster, "_finished", finished)
     result = sweep(swept, scheduler=there.address, points=[point])
     failure, = result.failures
     assert failure.point == point and "was lost, as was tcp://" in failure.reason and len(result.warnings) == 1

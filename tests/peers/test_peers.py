@@ -91,7 +91,7 @@ def test_a_peer_is_installed_once_raced_and_its_result_shown(folder, capsys):
     (folder / "wheels" / "tinypeer-1.0-py3-none-any.whl").unlink()
     peer(folder, "tiny", requirements="tinypeer==1.1\n")
     for _ in range(2):
-        assert peers.race_peers()[0][0].status == "not installed", "a failed installation passed for one"
+        assert peers.race_peers()[0][0]["status"] == "not installed", "a failed installation passed for one"
     _wheel(folder / "wheels", "1.1")
     assert cli.main(["race-peers", "--json"]) == 0 and json.loads(capsys.readouterr().out)[0]["version"] == "1.1"
 

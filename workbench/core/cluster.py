@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import wait
 from importlib import metadata
-from typing import Any
+from pathlib import Path
 
 from .keys import code_key
 from .measurements import Stored, write_point
@@ -26,8 +26,6 @@ from .study import Point, Study, StudyError
 from .sweep import Failure, module_of, outcome, path_of, pool, run_point
 
 CONNECT, SILENT, EMPTY, LOOK = 10.0, 30.0, 60.0, 1.0  # seconds: to the scheduler; without a word from a worker; without any worker; between two looks
-AHEAD = 1  # points that lie ready at a worker, so that it need not wait for the next one
-
 _starting = threading.Lock()
 
 
@@ -66,44 +64,61 @@ def outcomes(study: Study, todo: Iterable[Point], scheduler: str, warnings: list
     """
     from distributed import CancelledError, Client
     from distributed.client import ClosedClientError
+    from tqdm import tqdm
 
-    module, waiting, moved = module_of(study), deque(todo), {}
+    def tell(text: str) -> None:
+        warnings.append(text)
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    module, waiting, sent, moved, refused = module_of(study), deque(todo), {}, {}, {}  # sent: future → (point, worker)
+    wanted = identity(module)
     try:
         client = Client(scheduler, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise StudyError(f"scheduler: no Dask scheduler answers at {scheduler!r} ({str(error).strip().splitlines()[0]}); "
                          "`dask scheduler` starts one and says its address") from None
     with client:
-        crew = _Crew(client, scheduler, warnings, (module, study.time_limit, identity(module)))
         try:
-            while waiting or crew.sent:
-                crew.look()
-                for point, address, begun in crew.lost():
-                    if begun and point in moved:
+            for present in _looks(client, scheduler, refused):
+                for future, (point, address) in [item for item in sent.items() if item[1][1] not in present]:
+                    del sent[future]
+                    future.cancel()
+                    if point in moved and address not in refused:
                         yield point, f"its worker {address} was lost, as was {moved[point]} before"
                         continue
                     waiting.appendleft(point)
-                    if begun:
+                    if address not in refused:
                         moved[point] = address
-                        crew.tell(str(Failure(study.paper, point, f"its worker {address} was lost; another one measures it")))
-                crew.send(waiting)
-                for point, address, came in crew.answers():
+                        tell(str(Failure(study.paper, point, f"its worker {address} was lost; another one measures it")))
+                load = Counter(address for _, address in sent.values())
+                for address, threads in present.items():
+                    for _ in range(min(threads - load[address], len(waiting))):
+                        point = waiting.popleft()
+                        future = client.submit(measure_there, module, point, study.time_limit, wanted, workers=[address], pure=False)
+                        sent[future] = point, address
+                for future, came in _finished(client, list(sent)):
+                    point, address = sent.pop(future)
                     if isinstance(came, Stored):
-                        path, key = path_of(study, point, module)
-                        came = _kept(came, path) if came.key == key else Refused("its data or checkpoints are not those of this machine, or its code changed since it started")
-                    if isinstance(came, Refused):
-                        waiting.appendleft(point)
-                        crew.refuse(address, str(came))
-                    else:
+                        came = _kept(came, *path_of(study, point, module))
+                    if not isinstance(came, Refused):
                         yield point, came
+                        continue
+                    waiting.appendleft(point)
+                    if address not in refused:
+                        refused[address] = str(came)
+                        tell(f"worker {address} is refused: {came}")
+                if not waiting and not sent:
+                    return
         except (OSError, CancelledError, ClosedClientError):
             raise StudyError(f"scheduler: {scheduler} went away; what was measured is kept, the same command goes on once it is back") from None
         finally:
             if client.status == "running":
-                client.cancel(list(crew.sent))
+                client.cancel(list(sent))
 
 
-def _kept(stored: Stored, path) -> Stored | str:
+def _kept(stored: Stored, path: Path, key: str) -> Stored | str | Refused:
+    if stored.key != key:
+        return Refused("its data or checkpoints are not those of this machine, or its code changed since it started")
     try:
         write_point(path, stored)
     except OSError as error:
@@ -111,88 +126,42 @@ def _kept(stored: Stored, path) -> Stored | str:
     return stored
 
 
-class _Crew:
-    """The workers of a scheduler, and what was sent to them: ``threads`` of all ever seen, ``present`` those that may measure now."""
+def _finished(client, sent: list) -> Iterator[tuple]:
+    """The futures that have come, each with its result or a refusal; waits for the first no longer than until the next look."""
+    from distributed import CancelledError
+    from distributed import wait as wait_for
 
-    def __init__(self, client: Any, scheduler: str, warnings: list[str], task: tuple):
-        self.client, self.scheduler, self.warnings, self.task = client, scheduler, warnings, task
-        self.sent: dict[Any, tuple[Point, str]] = {}  # future → point and worker, in the order of sending
-        self.threads: dict[str, int] = {}
-        self.present: set[str] = set()
-        self.refused: dict[str, str] = {}
-        self._heard: dict[str, tuple[float, float]] = {}  # its last word by the scheduler's clock, and when that was new by ours
-        self._looked, self._manned = float("-inf"), time.monotonic()
-
-    def look(self) -> None:
-        """Asks the scheduler who is there, once in ``LOOK`` seconds."""
-        now = time.monotonic()
-        if now - self._looked < LOOK:
-            return
-        seen, self._looked = self.client.scheduler_info().get("workers"), now
-        if seen is None:
-            raise ConnectionError("the scheduler does not answer")
-        for address, info in seen.items():
-            self.threads[address] = info["nthreads"]
-            if self._heard.get(address, (None, now))[0] != info["last_seen"]:
-                self._heard[address] = info["last_seen"], now
-        self.present = {address for address in seen if address not in self.refused and now - self._heard[address][1] < SILENT}
-        if self.present:
-            self._manned = now
-        elif self.refused and set(seen) <= set(self.refused):
-            raise StudyError("\n  ".join([f"scheduler: no worker of {self.scheduler} may measure:", *(f"{a}: {why}" for a, why in self.refused.items())]))
-        elif now - self._manned > EMPTY:
-            raise StudyError(f"scheduler: {self.scheduler} has no worker (`dask worker {self.scheduler}` starts one); what was measured is kept")
-
-    def lost(self) -> Iterator[tuple[Point, str, bool]]:
-        """What was sent to workers that are no longer there, the last first, and whether it had begun."""
-        before, gone = Counter(), []
-        for future, (point, address) in list(self.sent.items()):
-            if address not in self.present:
-                gone.append((point, address, address not in self.refused and before[address] < self.threads[address]))
-                before[address] += 1
-                del self.sent[future]
-                future.cancel()
-        yield from reversed(gone)
-
-    def send(self, waiting: deque[Point]) -> None:
-        load = Counter(address for _, address in self.sent.values())
-        for address in self.present:
-            for _ in range(min(self.threads[address] + AHEAD - load[address], len(waiting))):
-                point, (module, *rest) = waiting.popleft(), self.task
-                future = self.client.submit(measure_there, module, point, *rest, workers=[address], pure=False)
-                self.sent[future] = point, address
-
-    def answers(self) -> Iterator[tuple[Point, str, Stored | str | Refused]]:
-        """What has come, waiting for it until the next look."""
-        from distributed import CancelledError
-        from distributed import wait as wait_for
-
-        if not self.sent:
-            return time.sleep(LOOK)
+    try:
+        with client.as_current():
+            done = wait_for(sent, LOOK, "FIRST_COMPLETED").done if sent else time.sleep(LOOK) or ()
+    except TimeoutError:
+        return
+    for future in done:
         try:
-            with self.client.as_current():
-                done = wait_for(list(self.sent), LOOK, "FIRST_COMPLETED").done
-        except TimeoutError:
-            return
-        for future in done:
-            try:
-                came = future.result(LOOK)
-            except TimeoutError:  # its worker was lost after it had measured, before it could say what: the next look finds that
-                continue
-            except CancelledError:  # the scheduler is gone
-                raise
-            except Exception as error:  # a point's own error comes in words; this worker cannot even begin
-                came = error if isinstance(error, Refused) else Refused(f"{type(error).__name__}: {error}")
-            yield *self.sent.pop(future), came
+            yield future, future.result(LOOK)
+        except TimeoutError:  # its worker was lost after it had measured, before it could say what: the next look finds that
+            continue
+        except CancelledError:
+            raise
+        except Exception as error:  # what a point raises comes in words; this worker cannot even begin
+            yield future, error if isinstance(error, Refused) else Refused(f"{type(error).__name__}: {error}")
 
-    def refuse(self, address: str, reason: str) -> None:
-        self.present.discard(address)
-        if address not in self.refused:
-            self.refused[address] = reason
-            self.tell(f"worker {address} is refused: {reason}")
 
-    def tell(self, text: str) -> None:
-        from tqdm import tqdm
-
-        self.warnings.append(text)
-        tqdm.write(f"warning: {text}", file=sys.stderr)
+def _looks(client, scheduler: str, refused: dict[str, str]) -> Iterator[dict[str, int]]:
+    """Who is there, again and again (asked once in ``LOOK`` seconds): address → threads of the workers that may measure."""
+    heard: dict[str, tuple[float, float]] = {}  # a worker's last word by the scheduler's clock, and when that was new by ours
+    manned, looked, seen = time.monotonic(), float("-inf"), {}
+    while True:
+        now = time.monotonic()
+        if now - looked >= LOOK:
+            seen, looked = client.scheduler_info().get("workers"), now
+            if seen is None:
+                raise ConnectionError("the scheduler does not answer")
+            heard |= {a: (info["last_seen"], now) for a, info in seen.items() if a not in heard or heard[a][0] != info["last_seen"]}
+        present = {a: info["nthreads"] for a, info in seen.items() if a not in refused and now - heard[a][1] < SILENT}
+        if refused and set(seen) <= set(refused):
+            raise StudyError("\n  ".join([f"scheduler: no worker of {scheduler} may measure:", *(f"{a}: {why}" for a, why in refused.items())]))
+        manned = now if present else manned
+        if now - manned > EMPTY:
+            raise StudyError(f"scheduler: {scheduler} has no worker (`dask worker {scheduler}` starts one); what was measured is kept")
+        yield present

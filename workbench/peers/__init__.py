@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Timer
 
@@ -37,6 +37,7 @@ from ..core.study import StudyError
 
 HERE = Path(__file__).resolve().parent
 RESULTS = ROOT.parent / "data" / "peers"
+COLUMNS = ("peer", "status", "library", "version", "torch", "cpu", "points", "ratio", "reason")
 CANNOT = 77  # the exit code of a race that cannot run here (as of a test that is skipped)
 INSTALL_SECONDS, RACE_SECONDS = 3600, 4 * 3600
 OFFLINE = re.compile(r"name resolution|NewConnectionError|ConnectTimeout|ProxyError|Network is unreachable|Connection refused|getaddrinfo|NameResolutionError")
@@ -62,9 +63,9 @@ def peers() -> list[str]:
     return sorted(names, key=lambda name: (HERE / f"{name}.txt").exists())
 
 
-def race_peers(names: Iterable[str] = (), race_seconds: float = RACE_SECONDS) -> tuple[list[Outcome], int]:
-    """Races these peers (default: all), each by itself, and tells on stderr how it goes. Returns the outcomes and an exit code: 1 if a race crashed or ran out of
-    time, or if none ran though there is a network; else 0."""
+def race_peers(names: Iterable[str] = (), race_seconds: float = RACE_SECONDS) -> tuple[list[dict], int]:
+    """Races these peers (default: all), each by itself, and tells on stderr how it goes. Returns a row for each, how it ended beside what is stored of it
+    (see `results`), and an exit code: 1 if a race crashed or ran out of time, or if none ran though there is a network; else 0."""
     wanted, known = list(names), peers()
     if unknown := [name for name in wanted if name not in known]:
         raise StudyError(f"no peer {', '.join(unknown)}; there are {', '.join(known)}")
@@ -77,7 +78,8 @@ def race_peers(names: Iterable[str] = (), race_seconds: float = RACE_SECONDS) ->
         print(f"{name}: {outcomes[-1].status}" + (f": {outcomes[-1].reason}" if outcomes[-1].reason else f" in {outcomes[-1].seconds:.0f} s"), file=sys.stderr)
     status = {outcome.status for outcome in outcomes}
     ran = any(outcome.status == "raced" and outcome.peer not in own for outcome in outcomes) or status == {"raced"}
-    return outcomes, int(bool(status & {"crashed", "out of time"}) or not ran and not status <= {"raced", "no network", "cannot run here"})
+    stored = {row["peer"]: row for row in results()}
+    return [stored.get(outcome.peer, {}) | asdict(outcome) for outcome in outcomes], int(bool(status & {"crashed", "out of time"}) or not ran and not status <= {"raced", "no network", "cannot run here"})
 
 
 def results(names: Iterable[str] = ()) -> list[dict]:
