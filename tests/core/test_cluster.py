@@ -31,12 +31,12 @@ main([sys.argv[1], "--no-nanny", "--nthreads", "1", "--no-dashboard", "--host", 
 
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory):
-    """Two workers, each with a nanny and a store of its own that is not the client's; they log what they measure."""
+    """Two workers with two threads each, under nannies, and with a store that is not the client's; they log what they measure."""
     from distributed import LocalCluster
 
     folder = tmp_path_factory.mktemp("there")
     there = {"WORKBENCH_CACHE": folder / "cache", "WORKBENCH_SWEPT_LOG": folder / "log", "PYTHONPATH": ROOT}
-    made = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=str(folder / "dask"),
+    made = LocalCluster(n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=str(folder / "dask"),
                         env={name: str(value) for name, value in there.items()}, silence_logs=50)
     made.log_of_points = folder / "log"
     with made:
@@ -119,12 +119,12 @@ def test_a_lost_worker_is_named_with_its_point_and_the_rest_goes_on(swept, there
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
     total = len(swept.points("quick"))
-    assert result.measured == total == len(points_here(tmp_path)) and not result.failures, "the point of the lost worker is measured by another"
-    warning, = result.warnings
-    assert address in warning and warning.startswith("0000.00000 · ") and "share=" in warning
+    assert result.measured == total == len(points_here(tmp_path)) and not result.failures, "what the lost worker was at is measured by another"
+    assert 1 <= len(result.warnings) <= 2, "the points that it was at, and no other"
+    assert all(address in warning and warning.startswith("0000.00000 · ") and "share=" in warning for warning in result.warnings)
     assert struck[1] - struck[0][0] < 60
     assert {path: path.stat().st_mtime_ns for path in struck[0][1]} == struck[0][1] and len(struck[0][1]) == 5, "a stored point was measured again"
-    assert len(set(there.lines())) == total and len(there.lines()) <= total + 1, "only the point that was under way is begun again"
+    assert len(set(there.lines())) == total and len(there.lines()) <= total + 2, "only the points that were under way are begun again"
 
 
 def test_a_point_that_loses_two_workers_is_a_failure(swept, there, monkeypatch):

@@ -26,7 +26,7 @@ from .study import Point, Study, StudyError
 from .sweep import Failure, module_of, outcome, path_of, pool, run_point
 
 CONNECT, SILENT, EMPTY, LOOK = 10.0, 30.0, 60.0, 1.0  # seconds: to the scheduler; without a word from a worker; without any worker; between two looks
-_starting = threading.Lock()
+_alone = threading.Lock()
 
 
 class Refused(Exception):
@@ -43,9 +43,9 @@ def measure_there(module: str, point: Point, seconds: float, wanted: dict[str, s
     from distributed import get_worker
 
     worker = get_worker()
-    if other := [f"{name} {mine} instead of {wanted[name]}" for name, mine in identity(module).items() if mine != wanted[name]]:
-        raise Refused(f"it runs another version of the workbench ({', '.join(other)}); update it and start it again")
-    with _starting:
+    with _alone:  # the threads of a worker: neither Python's parser nor the pool may be entered by two at once
+        if other := [f"{name} {mine} instead of {wanted[name]}" for name, mine in identity(module).items() if mine != wanted[name]]:
+            raise Refused(f"it runs another version of the workbench ({', '.join(other)}); update it and start it again")
         multiprocessing.current_process().daemon = False  # Dask's nanny marks its workers so, and such a process may start no other
         workers = pool(worker.state.nthreads)
     with busy():
