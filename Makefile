@@ -38,7 +38,7 @@ lab: $(STAMP)
 	$(WORKBENCH) lab
 
 bench: $(STAMP)
-	for name in promises pruning explorer report_page; do $(ONE_THREAD) $(VENV)/bin/python -m benchmarks.$$name; done
+	for name in promises pruning cluster explorer report_page; do $(ONE_THREAD) $(VENV)/bin/python -m benchmarks.$$name; done
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

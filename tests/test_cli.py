@@ -49,7 +49,7 @@ def test_wrong_questions_say_what_is_allowed(capsys):
         assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["papers", "show", "run", "check", "report", "data", "probe", "lab", "setup"])
+@pytest.mark.parametrize("command", ["papers", "show", "run", "check", "report", "data", "probe", "lab", "setup", "papermill", "race-peers"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

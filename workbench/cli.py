@@ -25,6 +25,7 @@ from .core.study import PROFILES, StudyError
 
 PAPER = "an arXiv id or a short name"
 MANY = f"{PAPER}, a family, or all"
+CLUSTER = "measure on the workers of this Dask scheduler instead of on this machine"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,9 +156,11 @@ def _measure(entry: Entry, profile: str, arguments):
 
     if arguments.jobs is not None and arguments.jobs < 1:
         raise StudyError(f"--jobs must be at least 1, not {arguments.jobs}")
+    if arguments.jobs is not None and arguments.scheduler:
+        raise StudyError("--jobs counts processes of this machine; on a cluster (--scheduler) its workers' threads are used")
     study = entry.study()
     with _progress(f"{study.name} {profile}") as on_point:
-        result = sweep(study, profile, arguments.jobs, arguments.fresh, on_point=on_point, known=golden.points(study))
+        result = sweep(study, profile, arguments.jobs, arguments.fresh, on_point=on_point, known=golden.points(study), scheduler=arguments.scheduler)
     for failure in result.failures:
         _warn(str(failure), "POINT FAILED")
     return study, result
@@ -202,6 +205,25 @@ def data(arguments) -> int:
         print("\n".join(problems) if problems else "every file that is here has the right bytes")
         return int(bool(problems))
     return 0
+
+
+def papermill(arguments) -> int:
+    from .views.reports.matrix import matrix
+
+    out = arguments.out or ROOT.parent / "reports" / "sets" / Path(arguments.notebook).stem
+    with _progress(f"{Path(arguments.notebook).name}") as on_set:
+        return matrix(arguments.notebook, arguments.parameters, out, arguments.jobs, arguments.cell_seconds, arguments.fresh, on_set)
+
+
+def race_peers(arguments) -> int:
+    from . import peers
+
+    rows, code = peers.race_peers(arguments.names, arguments.limit)
+    if arguments.json:
+        _print_json(rows)
+    else:
+        _print_table(peers.COLUMNS, [[row.get(name) for name in peers.COLUMNS] for row in rows])
+    return code
 
 
 def lab(arguments) -> int:
@@ -297,11 +319,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", metavar="ID", help=PAPER)
 
     sub = command("run", run, "measure a paper's points; a stopped run goes on where it was", "run fscl", "run pruning --profile full --jobs 2",
-                  "run fscl --profile full --golden")
+                  "run fscl --profile full --golden", "run all --profile full --scheduler tcp://host:8786")
     sub.add_argument("what", metavar="ID|FAMILY", help=MANY)
     sub.add_argument("--profile", choices=PROFILES, help="quick: what claims need (default); full: the whole grid")
     sub.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
     sub.add_argument("--fresh", action="store_true", help="measure again what is stored")
+    sub.add_argument("--scheduler", metavar="ADDRESS", help=CLUSTER)
     sub.add_argument("--golden", action="store_true", help="measure the full profile and store it as the paper's golden file")
 
     sub = command("check", check, "judge every check and claim", "check fscl", "check pruning --fresh", "check all --json > ledger.json")
@@ -309,6 +332,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="measure from nothing instead of using stored points")
     sub.add_argument("--json", action="store_true", help="a JSON list on stdout, one object per check and claim")
     sub.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
+    sub.add_argument("--scheduler", metavar="ADDRESS", help=CLUSTER)
 
     sub = command("report", report, "execute the notebooks and write the HTML pages", "report", "report fscl --fresh", "report pruning --out /tmp/pages")
     sub.add_argument("what", nargs="?", default="all", metavar="ID|FAMILY|all", help=f"{MANY} (default)")
@@ -323,6 +347,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", metavar="ID", help=PAPER)
     sub.add_argument("--rounds", type=int, default=30, metavar="N", help="rounds, each of which times every contender once (default: 30)")
     sub.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each contender (default: 1)")
+
+    sub = command("papermill", papermill, "execute a notebook for many parameter sets, with one summary page",
+                  "papermill notebooks/paper.ipynb sets.csv", "papermill mine.ipynb sets.json --jobs 4 --out /tmp/pages")
+    sub.add_argument("notebook", type=Path, metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
+    sub.add_argument("parameters", type=Path, metavar="FILE", help="a .csv with a header of names, or a .json list of objects: one row a set")
+    sub.add_argument("--jobs", type=int, metavar="N", help="notebooks at once (default: one a core)")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="folder of the pages (default: reports/sets/NAME)")
+    sub.add_argument("--cell-seconds", type=float, default=300, metavar="S", help="time limit of a cell (default: 300)")
+    sub.add_argument("--fresh", action="store_true", help="run again what is finished")
+
+    sub = command("race-peers", race_peers, "race other libraries, each in an environment of its own, and store the results as text", "race-peers",
+                  "race-peers nncf --json")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="peers (default: all)")
+    sub.add_argument("--limit", type=float, default=4 * 3600, metavar="S", help="seconds until a race is stopped; it goes on there next time (default: 14400)")
+    sub.add_argument("--json", action="store_true", help="a JSON list on stdout, one object per peer")
 
     sub = command("lab", lab, "open JupyterLab at the atlas, on localhost only, with a token", "lab", "lab -- --no-browser --port=8890")
     sub.add_argument("options", nargs="*", metavar="-- OPTION", help="passed on to JupyterLab")

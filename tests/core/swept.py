@@ -1,8 +1,10 @@
-"""A study whose points can be made slow, failing, hanging or deadly by environment variables, and which logs every point that it measures.
+"""A study whose points can be made slow, failing, hanging or deadly, and which logs every point that it measures.
 
-Its module is importable by sweep workers, so that stops, kills and dead workers are tested on the real pool.
+Its module is importable by sweep workers, so that stops, kills and dead workers are tested on the real pool. The settings are environment variables; a
+file beside the log goes before them, for workers that are already there.
 """
 
+import json
 import os
 import sys
 import time
@@ -14,14 +16,22 @@ from workbench.core.claims import better, bound, monotone
 from workbench.core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Metric, Outcome, Part, Result, Study, Track
 
 
+def setting(name, otherwise=""):
+    try:
+        with open(os.environ.get("WORKBENCH_SWEPT_LOG", "") + ".settings") as handle:
+            return json.load(handle).get(name, otherwise)
+    except OSError:
+        return os.environ.get(f"WORKBENCH_SWEPT_{name}", otherwise)
+
+
 def shrink(slope):
     def make(share, replica=0):
         log = os.environ.get("WORKBENCH_SWEPT_LOG")
-        time.sleep(float(os.environ.get("WORKBENCH_SWEPT_SECONDS", "0")))
+        time.sleep(float(setting("SECONDS", "0")))
         if os.environ.get("WORKBENCH_SWEPT_PRINTS"):
             print("a paper that prints")
         if slope == 20 and share == 0.5 and replica == 1:
-            match os.environ.get("WORKBENCH_SWEPT_FAULT"):
+            match setting("FAULT"):
                 case "raise":
                     raise ArithmeticError("no such luck")
                 case "die":

@@ -9,13 +9,13 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, TimeoutError, as_completed
+from concurrent.futures import CancelledError, as_completed
 from functools import lru_cache
 
 from . import golden, registry
 from .measurements import Stored, read_point
 from .study import Contender, Point, Study, StudyError
-from .sweep import Failure, module_of, path_of, pool, run_point
+from .sweep import Failure, module_of, outcome, path_of, pool, run_point
 
 
 def jobs() -> int:
@@ -95,17 +95,15 @@ class Live:
             futures = dict(self._futures)
             for future in as_completed(futures):
                 try:
-                    stored = future.result()
+                    came = outcome(future, self.study.time_limit)
                 except CancelledError:
                     return
-                except TimeoutError:
-                    failures.append(Failure(self.study.paper, futures[future], f"not finished after {self.study.time_limit:g} s"))
-                except Exception as error:  # the point's own error, or its worker's death: reported, and the rest goes on
-                    failures.append(Failure(self.study.paper, futures[future], f"{type(error).__name__}: {error}"))
+                if isinstance(came, str):
+                    failures.append(Failure(self.study.paper, futures[future], came))
                 done += 1
                 if not self._current(request):
                     return
-                self.on_point(None if future.exception() else stored, done, len(points))
+                self.on_point(None if isinstance(came, str) else came, done, len(points))
         except (OSError, ValueError, RuntimeError) as error:  # no checkpoint, no memory for workers: said beside the slider, not lost in a thread
             failures.append(Failure(self.study.paper, points[0], f"{type(error).__name__}: {error}"))
         finally:

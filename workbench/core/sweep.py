@@ -1,4 +1,4 @@
-"""Measures the points of a study on all cores: forked workers with torch loaded, one thread each, a time limit a point.
+"""Measures the points of a study on all cores, or on a Dask cluster: forked workers with torch loaded, one thread each, a time limit a point.
 
 A finished point is stored at once under its key, so a sweep that is stopped or killed resumes and repeats nothing. A point that fails, runs out of
 time or loses its worker is reported with paper and knobs, and the rest goes on.
@@ -6,15 +6,15 @@ time or loses its worker is reported with paper and knobs, and the rest goes on.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, TimeoutError, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, TimeoutError, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,10 +44,12 @@ class Failure:
 
 @dataclass
 class Sweep:
-    """What came of a sweep: its measurements, the points that failed, how many were measured anew, and their CPU seconds."""
+    """What came of a sweep: its measurements, the points that failed, how many were measured anew, and their CPU seconds. ``warnings``: workers of a
+    cluster that were lost (with the points that they were at) or refused."""
 
     measurements: Measurements
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     measured: int = 0
     cpu_seconds: float = 0.0
 
@@ -62,9 +64,9 @@ def path_of(study: Study, point: Point, module: str = "") -> tuple[Path, str]:
     return store_folder() / study.paper / f"{key}.point", key
 
 
-def run_point(module: str, point: Point, visitor: bytes = b"") -> Stored:
-    """Measures one point in a worker; the study is imported by its module's name. The point is stored, unless it belongs to a ``visitor``: a contender
-    defined elsewhere (a notebook cell), sent as cloudpickle bytes from this machine's own kernel and measured on the study's track."""
+def run_point(module: str, point: Point, visitor: bytes = b"", keep: bool = True) -> Stored:
+    """Measures one point in a worker; the study is imported by its module's name. The point is stored if ``keep``, unless it belongs to a ``visitor``: a
+    contender defined elsewhere (a notebook cell), sent as cloudpickle bytes from this machine's own kernel and measured on the study's track."""
     import cloudpickle
 
     study: Study = importlib.import_module(module).STUDY
@@ -75,9 +77,21 @@ def run_point(module: str, point: Point, visitor: bytes = b"") -> Stored:
         result = measure(study.track, contender, point)
     after = resource.getrusage(resource.RUSAGE_SELF)
     stored = Stored(point, key, result, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    if not visitor:
+    if keep and not visitor:
         write_point(path, stored)
     return stored
+
+
+def outcome(future: Future, seconds: float) -> Stored | str:
+    """What came of a point given to a pool: its measurement or, in words, why there is none (its own error, the time limit, its worker's death)."""
+    try:
+        return future.result()
+    except TimeoutError:
+        return f"not finished after {seconds:g} s"
+    except CancelledError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 _pools: dict[int, tuple[dict, object]] = {}
@@ -100,7 +114,7 @@ def pool(jobs: int):
         context.set_forkserver_preload(["torch", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
         workers = pebble.ProcessPool(jobs, max_tasks=200, context=context, initializer=_start_worker, initargs=(settings,))  # 200: papers' data must not pile up
         _pools[jobs] = settings, workers
-        atexit.register(_stop, workers)
+        multiprocessing.util.Finalize(None, _stop, (workers,), exitpriority=10)  # before this process, itself perhaps a child, waits for its children
     return workers
 
 
@@ -123,10 +137,11 @@ def _start_worker(settings: dict[str, str]) -> None:
 
 
 def sweep(study: Study, profile: str = "quick", jobs: int | None = None, fresh: bool = False, points: Sequence[Point] | None = None,
-          on_point: Callable[[int, int], None] | None = None, known: Iterable[Stored] = ()) -> Sweep:
+          on_point: Callable[[int, int], None] | None = None, known: Iterable[Stored] = (), scheduler: str | None = None) -> Sweep:
     """Measures the study's points (``points``: only these). ``fresh`` ignores what is stored; ``on_point(done, total)`` reports progress.
 
-    ``known`` are points from elsewhere (a golden file) that are used where their key is that of the current code.
+    ``known`` are points from elsewhere (a golden file) that are used where their key is that of the current code. With the address of a Dask
+    ``scheduler`` its workers measure, and what they measure is stored here, under the same keys; else ``jobs`` processes of this machine do.
     """
     from . import golden
 
@@ -144,7 +159,7 @@ def sweep(study: Study, profile: str = "quick", jobs: int | None = None, fresh: 
     result = Sweep(Measurements(study, ()))
     report = (lambda done: on_point(len(wanted) - len(todo) + done, len(wanted))) if on_point else (lambda done: None)
     report(0)
-    found |= {stored.point: stored for stored in _measured(study, {point: b"" for point in todo}, jobs, report, result)}
+    found |= {stored.point: stored for stored in _measured(study, {point: b"" for point in todo}, jobs, report, result, scheduler)}
     if profile == "quick" and points is None and recorded:
         for stored in golden.points(study):
             if stored.point.contender in recorded:
@@ -168,34 +183,43 @@ def race(study: Study, against: Measurements, jobs: int | None = None, on_point:
     return result
 
 
-def _measured(study: Study, todo: dict[Point, bytes], jobs: int | None, report: Callable[[int], None], result: Sweep) -> list[Stored]:
-    """Measures the points in a pool; failures and CPU seconds go into ``result``. A stop (Ctrl-C) kills the workers and keeps what is stored."""
+def _measured(study: Study, todo: dict[Point, bytes], jobs: int | None, report: Callable[[int], None], result: Sweep,
+              scheduler: str | None = None) -> list[Stored]:
+    """Measures the points; failures and CPU seconds go into ``result``. A stop (Ctrl-C) kills the workers and keeps what is stored."""
     if not todo:
         return []
-    module, done, measured = module_of(study), 0, []
+    measured: list[Stored] = []
     study.track.data_key()  # a missing checkpoint fails here, once, instead of in every worker
+    if scheduler:
+        from . import cluster
+
+        outcomes = cluster.outcomes(study, todo, scheduler, result.warnings)
+    else:
+        outcomes = _outcomes(study, todo, jobs or os.cpu_count() or 1)
+    with contextlib.closing(outcomes):
+        for done, (point, came) in enumerate(outcomes, 1):
+            if isinstance(came, Stored):
+                measured.append(came)
+                result.measured += 1
+                result.cpu_seconds += came.seconds
+            else:  # reported, and the rest goes on
+                result.failures.append(Failure(study.paper, point, came))
+            report(done)
+    return measured
+
+
+def _outcomes(study: Study, todo: dict[Point, bytes], jobs: int) -> Iterator[tuple[Point, Stored | str]]:
+    """Each point with what came of it, in a pool on this machine; closed before its end, it kills the workers."""
+    module = module_of(study)
     with busy():
-        workers = pool(jobs or os.cpu_count() or 1)
+        workers = pool(jobs)
         futures = {workers.schedule(run_point, args=(module, point, visitor), timeout=study.time_limit): point for point, visitor in todo.items()}
         try:
             for future in as_completed(futures):
-                point = futures[future]
-                try:
-                    measured.append(future.result())
-                    result.measured += 1
-                    result.cpu_seconds += measured[-1].seconds
-                except TimeoutError:
-                    result.failures.append(Failure(study.paper, point, f"not finished after {study.time_limit:g} s"))
-                except CancelledError:
-                    raise
-                except Exception as error:  # the point's own error, or its worker's death: reported, and the rest goes on
-                    result.failures.append(Failure(study.paper, point, f"{type(error).__name__}: {error}"))
-                done += 1
-                report(done)
+                yield futures[future], outcome(future, study.time_limit)
         except BaseException:
             _stop(workers)
             raise
-    return measured
 
 
 def require(result: Sweep) -> Measurements:

@@ -1,6 +1,6 @@
 """torch-pruning's own pruner and criteria on the same nets at equal multiply–accumulates, its speed, and whether it keeps the same channels as ours.
 
-Runs in its environment (see ``__main__``). Its pruner knows a share of channels, not of MACs: that share is found by bisection, outside the timing.
+Runs in its environment (see the package). Its pruner knows a share of channels, not of MACs: that share is found by bisection, outside the timing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.house import OWN
 from workbench.benches import public
 from workbench.contracts.structure.surgery import channel_groups, macs
 from workbench.core.golden import environment
@@ -25,6 +24,7 @@ from workbench.papers.pruning import inside_blocks, score_and_remove
 from workbench.papers.pruning._public_points import Point, read, write
 from workbench.papers.pruning._public_race import Course, described, own_course, public_course
 from workbench.papers.pruning.classics import L1, L2
+from workbench.peers.house import OWN
 
 CRITERIA = {"tp magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2), "tp taylor": tp.importance.GroupTaylorImportance,
             "tp bn-scale": tp.importance.BNScaleImportance}
