@@ -171,7 +171,7 @@ class Worker:
     def close(self) -> None:
         """Stops a worker that follows on one that was killed: it must not start when the program's file can be seen again."""
         if self.killed:
-            sweep._stop(sweep.pool(1))
+            sweep.stop(sweep.pool(1))
 
     def _wait(self, end: float, payload: bytes, function: Callable, *arguments: Any) -> tuple[bool | None, Any]:
         future = sweep.pool(1).schedule(_guarded, args=(self.token, payload, function, *arguments))

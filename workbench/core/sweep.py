@@ -109,16 +109,16 @@ def pool(jobs: int):
     before, workers = _pools.get(jobs, (None, None))
     if workers is None or not workers.active or before != settings:
         if workers is not None:
-            _stop(workers)
+            stop(workers)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
         workers = pebble.ProcessPool(jobs, max_tasks=200, context=context, initializer=_start_worker, initargs=(settings,))  # 200: papers' data must not pile up
         _pools[jobs] = settings, workers
-        multiprocessing.util.Finalize(None, _stop, (workers,), exitpriority=10)  # before this process, itself perhaps a child, waits for its children
+        multiprocessing.util.Finalize(None, stop, (workers,), exitpriority=10)  # before this process, itself perhaps a child, waits for its children
     return workers
 
 
-def _stop(workers) -> None:
+def stop(workers) -> None:
     workers.stop()
     with contextlib.suppress(TimeoutError):
         workers.join(5)
@@ -218,7 +218,7 @@ def _outcomes(study: Study, todo: dict[Point, bytes], jobs: int) -> Iterator[tup
             for future in as_completed(futures):
                 yield futures[future], outcome(future, study.time_limit)
         except BaseException:
-            _stop(workers)
+            stop(workers)
             raise
 
 
