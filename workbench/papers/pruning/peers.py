@@ -1,4 +1,4 @@
-"""The workbench's pruning against other libraries, on the same nets at equal multiply–accumulates: stored by ``python -m benchmarks.peers``, read here.
+"""The workbench's pruning against other libraries, on the same nets at equal multiply–accumulates: stored by ``workbench race-peers``, read here.
 
     peers_frame()     one row per net, replica, ratio and peer criterion: its accuracy, the best of the house, the paired difference
     peers_verdict()   per net: the best of the house (papers and classics) against the best peer criterion
