@@ -1,0 +1,393 @@
+"""Grades notebooks that students hand in: ``workbench grade FILE|FOLDER [--json]``. The file is never trusted.
+
+    file ──► size, JSON, cells ──► the text of each exercise ──► `answering`, a process with limits ◄──► the exercise's check, here ──► verdict
+
+Of a notebook only the text of its code cells is used: of the cell that answers an exercise all of it, of the cells before only what that text needs (imports,
+definitions, values that it names). Outputs, metadata and everything printed are not believed.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import answering
+from .core import registry
+from .core.study import StudyError
+
+FILE_BYTES, CELLS, TEXT_BYTES = 20 << 20, 5_000, 200_000
+PASSES, FAILS, TIMED_OUT, OUTSIDE, UNANSWERED = "passes", "fails", "timed out", "wrote outside", "not answered"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one exercise may use: seconds on the clock and of the processor, bytes of address space."""
+
+    seconds: float = 20
+    memory: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One exercise of one file: what became of it, and why."""
+
+    exercise: str
+    status: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One file; ``error`` says why it could not be read (then it has no exercises)."""
+
+    file: str
+    exercises: list[Graded] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def passed(self) -> int:
+        return sum(item.status == PASSES for item in self.exercises)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.exercises) and self.passed == len(self.exercises)
+
+
+# ------------------------------------------------------------------------------------------------------------------- reading a file
+
+def answers(path: Path) -> dict[str, str]:
+    """Exercise → the text that answers it ("" where nothing does). StudyError: not a notebook, too large, or without exercises."""
+    cells, said = _cells(Path(path))
+    own = said.get("workbench") if isinstance(said.get("workbench"), dict) else {}
+    found: dict[str, str] = {}
+    family = own.get("family")
+    claimed = exercises_of(family) if isinstance(family, str) and family in registry.families() else own.get("exercises", [])
+    for name in claimed if isinstance(claimed, list) else []:
+        found[str(name)[:80]] = ""
+    for i, (text, tag) in enumerate(cells):
+        name = tag or next(iter(re.findall(r"""\bgrade\(\s*["']([\w./-]{1,80})["']""", text)), "")
+        if name:
+            found[name] = _text(name, [text for text, _ in cells[: i + 1]])
+    if not found:
+        raise StudyError(f"{path}: no exercise in this notebook; `workbench lesson FAMILY --student` writes one that has them")
+    return found
+
+
+def _cells(path: Path) -> tuple[list[tuple[str, str]], dict]:
+    """Text and exercise of each code cell, and the notebook's metadata."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}") from None
+    with open(descriptor, "rb") as handle:
+        if not path.is_file():
+            raise StudyError(f"{path}: not a file")
+        if (size := os.fstat(descriptor).st_size) > FILE_BYTES:
+            raise StudyError(f"{path}: {size / 1e6:,.0f} MB; a notebook to be graded has at most {FILE_BYTES / 1e6:.0f} MB (clear its outputs)")
+        content = handle.read(FILE_BYTES + 1)
+    try:
+        book = json.loads(content)
+        cells = book["cells"]
+        if not isinstance(cells, list) or len(cells) > CELLS:
+            raise ValueError
+        code = [cell for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
+        return [(_source(cell), _tag(cell)) for cell in code], book["metadata"] if isinstance(book.get("metadata"), dict) else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StudyError(f"{path}: not a notebook (JSON with a list of at most {CELLS} cells)") from None
+
+
+def _source(cell: Mapping) -> str:
+    source = cell.get("source", "")
+    source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE) if len(source) <= TEXT_BYTES else ""
+
+
+def _tag(cell: Mapping) -> str:
+    own = cell["metadata"].get("workbench") if isinstance(cell.get("metadata"), dict) else None
+    return str(own.get("exercise", ""))[:80] if isinstance(own, dict) else ""
+
+
+def _text(name: str, texts: Sequence[str]) -> str:
+    """What of the cells is the answer: the last without its calls of the workbench, and from those before what its names stand for."""
+    try:
+        own = [node for node in ast.parse(texts[-1]).body if not _of_the_workbench(node)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return texts[-1]  # it will say so itself when it is run
+    if not own or _same(own, name):
+        return ""
+    earlier: list[ast.stmt] = []
+    for text in texts[:-1]:
+        try:
+            earlier += ast.parse(text).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    kept, needed = [], _names(own)
+    for node in reversed(earlier):
+        binds = _binds(node)
+        if binds & needed and not _of_the_workbench(node):
+            kept.insert(0, node)
+            needed |= _names([node])
+    return ast.unparse(ast.Module([*kept, *own], []))
+
+
+def _same(nodes: Sequence[ast.stmt], name: str) -> bool:
+    """Whether this is still the stub."""
+    stub = _exercise(name)
+    return stub is not None and [ast.dump(node) for node in nodes] == [ast.dump(node) for node in ast.parse(stub.stub).body]
+
+
+def _of_the_workbench(node: ast.stmt) -> bool:
+    """Cells import the workbench, run the stub, grade and draw: nothing of that is an answer."""
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        return (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0] == "workbench"
+    return isinstance(node, ast.Expr) and bool({"grade", "draw", "show", "explore", "study", "browse"} & _names([node]))
+
+
+def _names(nodes: Sequence[ast.AST]) -> set[str]:
+    return {inner.id for node in nodes for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
+def _binds(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return _names(targets)
+
+
+def exercises_of(family: str) -> list[str]:
+    """The exercises that the family's notebook holds, by the short names of their papers, in its order ([] where it has none yet)."""
+    from .editions import source_of
+
+    book = source_of(family)
+    return [] if book is None else list(dict.fromkeys(re.findall(r"""\bgrade\(\\?["']([\w./-]+?)\\?["']""", book.read_text(encoding="utf8"))))
+
+
+def _exercise(name: str):
+    try:
+        return registry.find(name).study().exercise
+    except StudyError:
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- judging one answer
+
+_FUNCTION = object()
+
+
+class _Ended(Exception):
+    """The student's process is not to be talked to any more; ``args``: status and reason."""
+
+
+class Answer(Mapping):
+    """What the student's text defines, once it was `run`, living in a process of its own: functions are called there, values come back as plain numbers."""
+
+    def __init__(self, limits: Limits):
+        self.refused, self.until = "", time.monotonic() + limits.seconds
+        self.callbacks: list = []
+        self.folder = tempfile.TemporaryDirectory(prefix="answer-", ignore_cleanup_errors=True)
+        self.line, far = socket.socketpair()
+        environment = {"PATH": os.defpath, "HOME": self.folder.name, "TMPDIR": self.folder.name, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with far:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", answering.__file__, str(far.fileno()), str(int(limits.seconds) + 1), str(limits.memory), str(registry.ROOT.parent)],
+                cwd=self.folder.name, env=environment, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True)
+
+    def run(self, text: str) -> None:
+        self._ask({"text": text})
+
+    def close(self) -> None:
+        """Ends the process and whatever it left running, and deletes its folder."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.line.close()
+        self.folder.cleanup()
+
+    def __getitem__(self, name: str) -> Any:
+        reply = self._ask({"get": name})
+        return (lambda *given, **named: self._call(name, given, named)) if reply is _FUNCTION else reply
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("an answer's names can be asked for, not listed")
+
+    def __len__(self) -> int:
+        raise TypeError("an answer's names can be asked for, not listed")
+
+    def _call(self, name: str, given: tuple, named: dict) -> Any:
+        self.callbacks = []
+        return self._ask({"call": name, "args": answering.encode((list(given), named), self.callbacks)})
+
+    def _ask(self, message: dict) -> Any:
+        self._send(message)
+        while True:
+            try:
+                reply = json.loads(self._receive())
+                if "refused" in reply:
+                    self.refused = self.refused or str(reply["refused"])[:300]
+                elif "callback" in reply:
+                    self._send(self._callback(reply))
+                elif "missing" in reply:
+                    raise KeyError(str(reply["missing"])[:80])
+                elif "raise" in reply:
+                    raise _Raised(str(reply["raise"])[:500])
+                else:
+                    return _FUNCTION if "callable" in reply else answering.decode(reply["return"])
+            except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+                if isinstance(error, KeyError) and "missing" in reply:
+                    raise
+                raise _Ended(FAILS, f"what it gave back cannot be read ({type(error).__name__})") from None
+
+    def _callback(self, asked: Mapping) -> dict:
+        try:
+            return {"return": answering.encode(self.callbacks[asked["callback"]](*answering.decode(asked["args"])))}
+        except Exception as error:
+            return {"raise": answering.said(error)}
+
+    def _send(self, message: dict) -> None:
+        self._within(lambda: self.line.sendall(answering.frame(message)))
+
+    def _receive(self) -> bytes:
+        size = int.from_bytes(self._exactly(4), "big")
+        if size > answering.FRAME_BYTES:
+            raise _Ended(FAILS, f"it gave back {size >> 20} MB; at most {answering.FRAME_BYTES >> 20} MB are read")
+        return self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            content += self._within(partial(self.line.recv, min(size - len(content), 1 << 20))) or self._gone()
+        return bytes(content)
+
+    def _within(self, act) -> Any:
+        left = self.until - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self.line.settimeout(left)
+            return act()
+        except TimeoutError:
+            raise _Ended(TIMED_OUT, "") from None
+        except OSError:
+            self._gone()
+
+    def _gone(self) -> bytes:
+        code = self.process.wait(10)
+        if code == -signal.SIGXCPU or code == -signal.SIGKILL and time.monotonic() > self.until:
+            raise _Ended(TIMED_OUT, "")
+        raise _Ended(FAILS, f"its process ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+
+
+class _Raised(Exception):
+    """What the student's code raised, in words."""
+
+
+def judge(name: str, text: str, limits: Limits = Limits()) -> Graded:
+    """Runs one answer within the limits and has the exercise's check look at what comes back."""
+    if not text.strip():
+        return Graded(name, UNANSWERED)
+    exercise = _exercise(name)
+    if exercise is None:
+        return Graded(name, FAILS, "no such exercise")
+    started, answer = time.monotonic(), None
+    try:
+        answer = Answer(limits)
+        answer.run(text)
+        exercise.check(answer)
+        status, why = PASSES, ""
+    except _Ended as end:
+        status, why = end.args
+    except KeyError as missing:
+        status, why = FAILS, f"define {missing} first"
+    except AssertionError as wrong:
+        status, why = FAILS, str(wrong)
+    except _Raised as raised:
+        status, why = FAILS, str(raised)
+    except Exception as error:  # the check met a value of another kind than it asked for
+        status, why = FAILS, f"{type(error).__name__}: {error}"
+    finally:
+        if answer is not None:
+            answer.close()
+    if answer is not None and answer.refused:
+        outside = answer.refused.startswith(OUTSIDE)
+        status, why = OUTSIDE if outside else FAILS, answer.refused.removeprefix(f"{OUTSIDE}: ")
+    return Graded(name, status, f"after {time.monotonic() - started:.0f} s" if status == TIMED_OUT else re.sub(r"\s+", " ", why)[:300])
+
+
+def grade(path: Path, limits: Limits = Limits()) -> Report:
+    """Every exercise of one notebook. StudyError: the file cannot be graded."""
+    return Report(str(path), [judge(name, text, limits) for name, text in answers(path).items()])
+
+
+# ------------------------------------------------------------------------------------------------------------------------- the command
+
+def main(where: Path, as_json: bool, seconds: float) -> int:
+    """The body of ``workbench grade``: lines for a file, a CSV table for a folder, JSON on demand; 0 if every exercise passes."""
+    if seconds <= 0:
+        raise StudyError(f"--seconds must be more than 0, not {seconds:g}")
+    limits = Limits(seconds)
+    if not where.is_dir():
+        report = grade(where, limits)
+        if as_json:
+            print(json.dumps(_plain(report), indent=1, ensure_ascii=False))
+        else:
+            for item in report.exercises:
+                print(f"{item.exercise}: {item.status}" + (f": {item.why}" if item.why else ""))
+            print(f"{report.passed} of {len(report.exercises)} pass")
+        return int(not report.ok)
+    reports = list(_folder(where, limits))
+    print(json.dumps([_plain(report) for report in reports], indent=1, ensure_ascii=False) if as_json else table(reports), end="\n" if as_json else "")
+    return int(not all(report.ok for report in reports))
+
+
+def _plain(report: Report) -> dict:
+    return asdict(report) | {"passed": report.passed, "total": len(report.exercises)}
+
+
+def _folder(where: Path, limits: Limits) -> Iterator[Report]:
+    """A report for each file ending in .ipynb; Ctrl-C ends it and keeps those that are done."""
+    from tqdm import tqdm
+
+    files = sorted(where.glob("*.ipynb"))
+    if not files:
+        raise StudyError(f"{where}: no file in it ends in .ipynb")
+    try:
+        for path in tqdm(files, desc="grade", file=sys.stderr, disable=None, leave=False):
+            try:
+                yield grade(path, limits)
+            except StudyError as error:
+                yield Report(str(path), error=str(error))
+    except KeyboardInterrupt:
+        print("stopped; the files graded so far follow", file=sys.stderr)
+
+
+def table(reports: Sequence[Report]) -> str:
+    """One row a file as CSV: what became of each exercise, how many pass, what was wrong with the file. A cell that a spreadsheet would compute is quoted."""
+    names = list(dict.fromkeys(item.exercise for report in reports for item in report.exercises))
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["file", *names, "passed", "of", "error"])
+    for report in reports:
+        said = {item.exercise: item.status for item in report.exercises}
+        row = [Path(report.file).name, *(said.get(name, "") for name in names), report.passed, len(report.exercises), report.error]
+        writer.writerow([f"'{value}" if str(value)[:1] in tuple("=+-@\t\r") else value for value in row])
+    return out.getvalue()
