@@ -15,7 +15,7 @@ def _text(book):
     return "\n".join("".join(cell["source"]) for cell in book["cells"])
 
 
-@pytest.mark.parametrize("family", [name for name in registry.families() if editions.source_of(name)])
+@pytest.mark.parametrize("family", [name for name in registry.families() if registry.notebook(name)])
 def test_student_edition_holds_stubs_and_no_solution(family):
     book = editions.edition(family, "student")
     nbformat.validate(nbformat.from_dict(book))
@@ -35,7 +35,7 @@ def test_solution_cells_and_outputs_go(monkeypatch, tmp_path):
     cells = [{"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# T"}, {**cell, "source": "1 + 1"}, {**cell, "source": 'show("fscl", "solution")'},
              {**cell, "source": "secret_answer = 1", "metadata": {"tags": ["solution"]}}]
     (tmp_path / "01_pruning.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    monkeypatch.setattr(editions, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(registry, "notebook", lambda family: tmp_path / "01_pruning.ipynb")
     text = json.dumps(editions.edition("pruning", "student"))
     assert "secret" not in text and "solution" not in text and "1 + 1" in text
     assert "secret_answer" in json.dumps(editions.edition("pruning", "teacher"))

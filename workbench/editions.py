@@ -14,16 +14,10 @@ from .core import registry
 from .core.measurements import write_whole
 from .core.study import StudyError
 
-NOTEBOOKS = registry.ROOT.parent / "notebooks"
 EDITIONS = ("student", "teacher")
 GRADES = re.compile(r"""\bgrade\(\s*["']([\w./-]+)["']""")
 SHOWS_SOLUTION = re.compile(r"""\bshow\([^)\n]*["']solution["'][^)\n]*\)""")
 QUIZ_ANSWER = re.compile(r"<details>\s*<summary>(.*?)</summary>.*?</details>", re.DOTALL)
-
-
-def source_of(family: str) -> Path | None:
-    """The family's notebook (``notebooks/NN_family.ipynb``); None where it has none yet."""
-    return next(iter(sorted(NOTEBOOKS.glob(f"[0-9][0-9]_{family}.ipynb"))), None)
 
 
 def edition(family: str, kind: str = "teacher") -> dict:
@@ -33,9 +27,9 @@ def edition(family: str, kind: str = "teacher") -> dict:
     names = list(registry.families())
     if family not in names:
         raise StudyError(f"no family {family!r}; there are {', '.join(names)}")
-    path = source_of(family)
+    path = registry.notebook(family)
     if path is None:
-        raise StudyError(f"the family {family} has no notebook yet; these have: {', '.join(name for name in names if source_of(name))}")
+        raise StudyError(f"the family {family} has no notebook yet; these have: {', '.join(name for name in names if registry.notebook(name))}")
     book = json.loads(path.read_text(encoding="utf8"))
     cells, exercises, quiz = [], [], False
     for cell in book["cells"]:
@@ -76,7 +70,7 @@ def _head(kind: str, stem: str, exercises: list[str]) -> str:
 def write(family: str, kind: str, out: Path | None) -> Path:
     """Writes an edition into the file ``out`` (default: named after the notebook, in this folder) and returns its path. A file that is there is left alone."""
     book = edition(family, kind)
-    path = out or Path(f"{source_of(family).stem}-{kind}.ipynb")
+    path = out or Path(f"{registry.notebook(family).stem}-{kind}.ipynb")
     if path.exists():
         raise StudyError(f"{path} is there already, perhaps with somebody's answers; move it away or name another file with --out")
     if path.suffix != ".ipynb":

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .core import registry
-from .core.study import StudyError
-from .editions import source_of
+from .core.study import Exercise, StudyError
 
 FILE_BYTES, CELLS, TEXT_BYTES = 20 << 20, 5_000, 200_000
 
@@ -123,11 +122,12 @@ def _binds(node: ast.stmt) -> set[str]:
 
 def exercises_of(family: str) -> list[str]:
     """The exercises that the family's notebook holds, by the short names of their papers, in its order ([] where it has none yet)."""
-    book = source_of(family)
+    book = registry.notebook(family)
     return [] if book is None else list(dict.fromkeys(re.findall(r"""\bgrade\(\\?["']([\w./-]+?)\\?["']""", book.read_text(encoding="utf8"))))
 
 
-def _exercise(name: str):
+def exercise_of(name: str) -> Exercise | None:
+    """The exercise of a paper; None where there is no such paper."""
     try:
         return registry.find(name).study().exercise
     except StudyError:
