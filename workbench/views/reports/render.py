@@ -110,7 +110,7 @@ def figure(bundle: Mapping) -> str:
     layout = {name: value for name, value in bundle.get("layout", {}).items() if name != "template"}
     data = embed({"data": bundle.get("data", []), "layout": layout})
     return (f'<figure class="plot"><div class="plotly" role="img" aria-label="chart"></div><script type="application/json">{data}</script>'
-            '<details class="numbers"><summary>Numbers behind this chart</summary><div></div></details></figure>')
+            '<details class="numbers"><summary>Numbers behind this chart</summary><div tabindex="0"></div></details></figure>')
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ workbench.rows = (chart) => {
 workbench.table = (chart) => {
   const { element, show } = workbench, rows = workbench.rows(chart);
   const title = (axis) => chart.layout[axis]?.title?.text || axis[0];
-  const head = ["", title("xaxis"), title("yaxis"), "value"].slice(0, rows.reduce((most, row) => Math.max(most, row.length), 3));
+  const head = ["series", title("xaxis"), title("yaxis"), "value"].slice(0, rows.reduce((most, row) => Math.max(most, row.length), 3));
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.slice(0, workbench.many).map((row) => element("tr", {}, ...row.map((value) => element("td", {}, show(value)))))));
   return rows.length > workbench.many ? [table, element("p", {}, `The first ${workbench.many} rows.`)] : [table];
