@@ -47,12 +47,18 @@ def table(link_notebook: str, link_paper: str, exists=lambda address: True) -> s
 
 
 def _row(week: Week, link_notebook: str, link_paper: str, exists) -> str:
-    def link(pattern: str, name: str, text: str, live: bool) -> str:
+    def link(pattern: str, name: str, text: str) -> str:
         address = pattern.format(name)
-        return f'<a href="{address}">{escape(text)}</a>' if live and exists(address) else escape(text) if live else f"<i>{escape(text)}</i>"
+        return f'<a href="{address}">{escape(text)}</a>' if exists(address) else escape(text)
 
-    books = ", ".join(link(link_notebook, stem, family, True) if stem else f"{escape(family)} (not yet)" for family, stem in week.notebooks.items())
-    papers = ", ".join(link(link_paper, entry.arxiv, entry.name or entry.arxiv, entry.implemented) for entry in week.papers)
+    books = ", ".join(link(link_notebook, stem, family) if stem else f"{escape(family)} (not yet)" for family, stem in week.notebooks.items())
+    papers = ", ".join(link(link_paper, entry.arxiv, entry.name) if entry.implemented else _elsewhere(entry) for entry in week.papers)
     cells = (f'<th scope="row">{week.number}</th>', *(f"<td>{text}</td>" for text in (
         escape(week.title), books, papers, escape(week.experiment), escape(week.bring))))
     return f"<tr{'' if week.here else ' class=grey'}>{''.join(cells)}</tr>"
+
+
+def _elsewhere(entry: Entry) -> str:
+    """A paper that is not live here: the head of its title and a link to arXiv."""
+    head = entry.title.partition(":")[0]
+    return f'{escape(head if len(head) < 50 else head[:46].rsplit(" ", 1)[0] + " …")} (<a href="https://arxiv.org/abs/{entry.arxiv}">{entry.arxiv}</a>)'
