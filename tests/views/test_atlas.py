@@ -3,16 +3,23 @@
 import re
 
 import pytest
-from IPython.utils.capture import capture_output
 
 from workbench.core import registry
 from workbench.views import atlas, course
 
 
-def _shown(act, *arguments):
-    with capture_output() as captured:
+@pytest.fixture
+def shown(monkeypatch):
+    """``shown(act, …)``: the HTML that ``act`` displays."""
+    said = []
+    monkeypatch.setattr("IPython.display.display", lambda thing, **_: said.append(thing.data))
+
+    def show(act, *arguments):
+        said.clear()
         act(*arguments)
-    return "".join(output.data["text/html"] for output in captured.outputs)
+        return "".join(said)
+
+    return show
 
 
 def test_course_maps_fourteen_weeks_onto_every_family_once():
@@ -48,18 +55,18 @@ def test_search_finds_papers_and_classics():
     assert atlas.find("pruning")[0].implemented
 
 
-def test_published_atlas_needs_no_kernel(monkeypatch):
+def test_published_atlas_needs_no_kernel(monkeypatch, shown):
     monkeypatch.setenv("WORKBENCH_STATIC", "1")
-    text = _shown(atlas.search)
+    text = shown(atlas.search)
     assert text.count("<tr") == len(registry.catalogue()) + 1 and 'data-filter="atlas-rows"' in text and "hidden" in text
-    assert 'href="papers/2304.13397.html"' in text and 'href="papers/2304.13397.html"' in _shown(atlas.path)
-    assert 'href="01_pruning.html"' in _shown(atlas.course) and len(_shown(atlas.everything)) < 2000
-    assert "&quot;&gt;&lt;b" in _shown(atlas.search, '"><b')
+    assert 'href="papers/2304.13397.html"' in text and 'href="papers/2304.13397.html"' in shown(atlas.path)
+    assert 'href="01_pruning.html"' in shown(atlas.course) and len(shown(atlas.everything)) < 2000
+    assert "&quot;&gt;&lt;b" in shown(atlas.search, '"><b')
 
 
 @pytest.mark.parametrize("show", [atlas.chart, atlas.families, atlas.path, atlas.course, atlas.everything])
-def test_tables_have_heads_and_grey_is_said_in_words_too(monkeypatch, show):
+def test_tables_have_heads_and_grey_is_said_in_words_too(monkeypatch, shown, show):
     monkeypatch.delenv("WORKBENCH_STATIC", raising=False)
-    text = _shown(show)
+    text = shown(show)
     assert "papers/" not in text and ("not yet" in text or "0 of" in text)
     assert "<table" not in text or '<th scope="col">' in text or "<th scope='col'>" in text
