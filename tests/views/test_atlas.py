@@ -61,6 +61,10 @@ def test_published_atlas_needs_no_kernel(monkeypatch, shown):
     assert text.count("<tr") == len(registry.catalogue()) + 1 and 'data-filter="atlas-rows"' in text and "hidden" in text
     assert 'href="papers/2304.13397.html"' in text and 'href="papers/2304.13397.html"' in shown(atlas.path)
     assert 'href="01_pruning.html"' in shown(atlas.course) and len(shown(atlas.everything)) < 2000
+    assert 'href="papers/2304.13397.html#explore"' in shown(atlas.slider_of, "fscl")
+    monkeypatch.delenv("WORKBENCH_STATIC")
+    assert shown(atlas.slider_of, "fscl") == "", "beside a kernel the slider itself is there"
+    monkeypatch.setenv("WORKBENCH_STATIC", "1")
     assert "&quot;&gt;&lt;b" in shown(atlas.search, '"><b')
 
 

@@ -106,6 +106,13 @@ def search(text: str = "", family: str = "", most: int = 20) -> None:
     display(widgets.VBox([widgets.HBox([box, choice]), shown]))
 
 
+def slider_of(paper: str) -> None:
+    """Where no kernel answers, a link to the paper's page, whose slider needs none; beside a kernel nothing."""
+    if static():
+        entry = registry.find(paper)
+        _display(f'<p>This page has no kernel. <a href="papers/{entry.arxiv}.html#explore">Slide {escape(entry.name)} on its own page</a>, which needs none.</p>')
+
+
 def families() -> None:
     """Shows every family with its one-line gloss and how many of its papers are live."""
     rows = ""
