@@ -1,7 +1,8 @@
 """The far side of `grading`: one student's code in a process of its own, and the plain values that cross to and from the checker.
 
-    grading (trusted) ── {"get": name} ─────────────► this file, run as a script: limits, then the student's text
-                      ◄─ {"value": …} {"callable": 1} ─┘
+    grading (trusted) ── {"text": …} ───────────────► this file, run as a script: limits, then the student's text
+                      ── {"get": name} ─────────────►
+                      ◄─ {"return": …} {"callable": 1} ┘
                       ── {"call": name, "args": …} ──►
                       ◄─ {"callback": 0, "args": …} ── (a function that the check handed over is called where it lives)
                       ◄─ {"return": …} | {"raise": "ValueError: …"} | {"refused": "…"}
@@ -19,6 +20,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -169,8 +171,8 @@ def guard(folder: str, told: Callable[[str], None]) -> None:
     sys.addaudithook(hook)
 
 
-def serve(line: Line, text: str) -> None:
-    """Runs the student's text, then answers the checker until it hangs up."""
+def serve(line: Line, text: str, seconds: int, memory: int) -> None:
+    """Loads what the text needs, sets the limits, runs the text, then answers the checker until it hangs up."""
     names: dict[str, Any] = {"__name__": "answer"}
     try:
         import numpy
@@ -181,7 +183,9 @@ def serve(line: Line, text: str) -> None:
 
             names["torch"] = torch
             torch.set_num_threads(1)
+        limit(seconds + int(time.process_time()), memory)
         guard(os.getcwd(), lambda what: line.send({"refused": what}))
+        line.send({"ready": 1})
         exec(compile(text, "<answer>", "exec"), names)  # noqa: S102 (what this process is for)
         line.send({"return": None})
     except BaseException as error:
@@ -220,6 +224,4 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True
     sys.path.append(root)
     checker = Line(int(number))
-    answer = checker.receive()["text"]
-    limit(int(cpu), int(space))
-    serve(checker, answer)
+    serve(checker, checker.receive()["text"], int(cpu), int(space))

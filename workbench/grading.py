@@ -30,6 +30,7 @@ from .core.study import StudyError
 from .handed_in import answers, exercise_of
 
 PASSES, FAILS, TIMED_OUT, OUTSIDE, UNANSWERED = "passes", "fails", "timed out", "wrote outside", "not answered"
+START_SECONDS = 120  # for Python and torch to be loaded, which is not the student's doing
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Answer(Mapping):
     """What the student's text defines, once it was `run`, living in a process of its own: functions are called there, values come back as plain numbers."""
 
     def __init__(self, limits: Limits):
-        self.refused, self.until = "", time.monotonic() + limits.seconds
+        self.refused, self.seconds, self.ready = "", limits.seconds, False
+        self.until = time.monotonic() + START_SECONDS
         self.callbacks: list = []
         self.folder = tempfile.TemporaryDirectory(prefix="answer-", ignore_cleanup_errors=True)
         self.line, far = socket.socketpair()
@@ -122,7 +124,9 @@ class Answer(Mapping):
         while True:
             try:
                 reply = json.loads(self._receive())
-                if "refused" in reply:
+                if "ready" in reply and not self.ready:  # once: the student's seconds begin when torch is loaded
+                    self.ready, self.until = True, time.monotonic() + self.seconds
+                elif "refused" in reply:
                     self.refused = self.refused or str(reply["refused"])[:300]
                 elif "callback" in reply:
                     self._send(self._callback(reply))
