@@ -185,19 +185,6 @@ def report(arguments) -> int:
     return report(arguments.what, fresh=arguments.fresh, out=arguments.out) or 0
 
 
-def lesson(arguments) -> int:
-    from .editions import write
-
-    print(write(arguments.family, "student" if arguments.student else "teacher", arguments.out))
-    return 0
-
-
-def grade(arguments) -> int:
-    from .grading import main as grade
-
-    return grade(arguments.file, arguments.json, arguments.seconds)
-
-
 def data(arguments) -> int:
     from .core import datasets
 
@@ -328,14 +315,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="measure from nothing instead of showing the golden results")
     sub.add_argument("--out", type=Path, default=ROOT.parent / "reports", metavar="DIR", help="folder of the pages (default: reports)")
 
-    sub = command("lesson", lesson, "write a family's notebook to hand out, with or without solutions", "lesson pruning --student", "lesson pruning --teacher --out solved.ipynb")
+    sub = command("lesson", lambda a: importlib.import_module(".editions", __package__).main(a.family, a.student, a.out),
+                  "write a family's notebook to hand out, with or without solutions", "lesson pruning --student", "lesson pruning --teacher --out solved.ipynb")
     sub.add_argument("family", metavar="FAMILY", help="a family that has a notebook")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--student", action="store_true", help="without solutions")
     which.add_argument("--teacher", action="store_true", help="with solutions (default)")
     sub.add_argument("--out", type=Path, metavar="FILE", help="the notebook to write (default: named after the family's, in this folder)")
 
-    sub = command("grade", grade, "check the exercises of a notebook, or of a folder of them, each in a process with limits", "grade 01_pruning-student.ipynb",
+    sub = command("grade", lambda a: importlib.import_module(".grading", __package__).main(a.file, a.json, a.seconds),
+                  "check the exercises of a notebook, or of a folder of them, each in a process with limits", "grade 01_pruning-student.ipynb",
                   "grade handed-in/ > marks.csv", "grade handed-in/ --json")
     sub.add_argument("file", type=Path, metavar="FILE|FOLDER", help="a notebook, or a folder of notebooks")
     sub.add_argument("--json", action="store_true", help="JSON on stdout")

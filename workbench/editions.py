@@ -80,3 +80,9 @@ def write(family: str, kind: str, out: Path | None) -> Path:
     except OSError as error:
         raise StudyError(f"--out: cannot write {path}: {error.strerror or error}") from None
     return path
+
+
+def main(family: str, student: bool, out: Path | None) -> int:
+    """The body of ``workbench lesson``: writes the notebook and prints its path."""
+    print(write(family, "student" if student else "teacher", out))
+    return 0
