@@ -339,6 +339,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="measure from nothing instead of showing the golden results")
     sub.add_argument("--out", type=Path, default=ROOT.parent / "reports", metavar="DIR", help="folder of the pages (default: reports)")
 
+    sub = command("lesson", lambda a: importlib.import_module(".editions", __package__).main(a.family, a.student, a.out),
+                  "write a family's notebook to hand out, with or without solutions", "lesson pruning --student", "lesson pruning --teacher --out solved.ipynb")
+    sub.add_argument("family", metavar="FAMILY", help="a family that has a notebook")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--student", action="store_true", help="without solutions")
+    which.add_argument("--teacher", action="store_true", help="with solutions (default)")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="the notebook to write (default: named after the family's, in this folder)")
+
+    sub = command("grade", lambda a: importlib.import_module(".grading", __package__).main(a.file, a.json, a.seconds),
+                  "check the exercises of a notebook, or of a folder of them, each in a process with limits", "grade 01_pruning-student.ipynb",
+                  "grade handed-in/ > marks.csv", "grade handed-in/ --json")
+    sub.add_argument("file", type=Path, metavar="FILE|FOLDER", help="a notebook, or a folder of notebooks")
+    sub.add_argument("--json", action="store_true", help="JSON on stdout")
+    sub.add_argument("--seconds", type=float, default=20, metavar="N", help="time for one exercise (default: 20)")
+
     sub = command("data", data, "list, fetch or verify the public data sets", "data list", "data get kodak", "data verify")
     sub.add_argument("action", choices=("list", "get", "verify"))
     sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")

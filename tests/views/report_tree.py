@@ -82,7 +82,7 @@ STUDY = Study(
 def make(folder: Path) -> Path:
     for part in ("core", "views"):
         shutil.copytree(PROJECT / "workbench" / part, folder / "workbench" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "catalog.csv", "start.csv"):
+    for name in ("__init__.py", "catalog.csv", "start.csv", "course.csv", "contracts.csv"):
         shutil.copy(PROJECT / "workbench" / name, folder / "workbench" / name)
     for package in ("papers", "papers/pruning", "contracts", "benches"):
         (folder / "workbench" / package).mkdir(exist_ok=True)

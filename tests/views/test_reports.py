@@ -52,6 +52,11 @@ def test_nothing_is_loaded_from_another_host(text):
         assert not re.search(r"(src|href|poster)\s*=\s*['\"]?(https?:)?//|url\(\s*['\"]?(https?:)?//|@import", left), page
 
 
+def test_images_have_words_and_those_without_source_go():
+    assert render.local('a<img src="data:,">b') == 'a<img alt="image" src="data:,">b' and render.local('<img alt="x" src="y.png">') == '<img alt="x" src="y.png">'
+    assert render.local('a<img src="https://example.org/x.png">b') == "ab"
+
+
 def test_code_lines_can_be_linked_to():
     page = render.code("a = 1\nb = 2\n", anchor="line")
     assert 'id="line-1"' in page and 'id="line-2"' in page

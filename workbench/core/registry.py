@@ -111,6 +111,11 @@ def families() -> dict[str, str]:
     return glosses
 
 
+def notebook(family: str) -> Path | None:
+    """The family's notebook (``notebooks/NN_family.ipynb``); None where it has none yet."""
+    return next(iter(sorted((ROOT.parent / "notebooks").glob(f"[0-9][0-9]_{family}.ipynb"))), None)
+
+
 def find(name: str) -> Entry:
     """The entry with this arXiv id, short name or track's name; a wrong one is answered with the three nearest."""
     entries = {key: entry for entry in (*boards(), *catalogue()) for key in (entry.arxiv.lower(), entry.name.lower()) if key}

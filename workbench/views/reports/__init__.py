@@ -76,8 +76,9 @@ class _Report:
             except BaseException:
                 runner.shutdown(wait=False, cancel_futures=True)
                 raise
-        from .index import index
+        from .index import course, index
 
+        write(self.folder / "course.html", course(self.folder))
         write(self.folder / "index.html", index(self.state, self.folder))
         wanted = {*map(_page, entries), *(f"{path.stem}.html" for path in notebooks)}
         bad = {page: said["failed"] for page, said in self.state.items() if page in wanted and said["failed"]}
@@ -167,7 +168,13 @@ def _paper(entry: Entry, live: tuple | None, folder: Path, key: str) -> dict:
     stored = _git("log", "-1", "--format=%h of %cs", "--", str(golden.path_of(study)))
     text = render.page("paper.html", **paper.context(entry, shown, verdicts), probe=probe.load(entry.arxiv), failed=failed, made=made(), stored=stored, root="../")
     return {**_written(folder / _page(entry), text, key), "title": entry.title, "state": shown.state, "failed": failed,
-            "verdicts": [{field: getattr(v, field) for field in ("what", "name", "text", "status", "evidence")} for v in verdicts]}
+            "verdicts": [{field: _plain(getattr(v, field)) for field in ("what", "name", "text", "status", "evidence", "measured", "interval", "margin")}
+                         | {"figure": next((claim.paper for claim in study.claims if claim.name == v.name), "")} for v in verdicts]}
+
+
+def _plain(value):
+    """A value that JSON has: numpy's numbers as Python's."""
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value.item() if hasattr(value, "item") else value
 
 
 def _page(entry: Entry) -> str:

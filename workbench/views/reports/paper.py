@@ -15,6 +15,8 @@ import importlib.util
 import inspect
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from ...core.sweep import path_of
 from . import render
 
 PICTURE_BYTES = 1_400_000
+BUDGET = re.compile(r"^[A-Z_]*(STEPS|EPOCHS|RATE|EPISODES|TRIALS|EVALUATIONS)[A-Z_]*$")
 LIVE, STORED, STALE = "measured now", "stored", "stale"
 
 
@@ -155,13 +158,24 @@ def context(entry: Entry, shown: Evidence, verdicts: Sequence[claims.Verdict]) -
              for label, part in study.parts.items() for file, line, name in [source_of(part.function)]]
     ablations = [{"name": name, "part": ablation.part, "breaks": [v for v in verdicts if name in v.broken_by]}
                  for name, ablation in study.ablations.items()]
+    spent = {name: [item.seconds for item in m.points if item.point.contender == name] for name in study.field}
     rows = [{"name": name, "role": c.role, "evidence": c.evidence, "note": c.note, "points": len(m.rows(name)), "replicas": m.rows(name).replica.nunique(),
-             "seeds": m.rows(name).seed.nunique(), "knobs": [figures.label(study, k.name) for k in study.knobs_of(name)]}
+             "seeds": m.rows(name).seed.nunique(), "knobs": [figures.label(study, k.name) for k in study.knobs_of(name)],
+             "effort": _short(np.mean(spent[name])) if spent[name] else None}
             for name, c in study.field.items()]
     return {"entry": entry, "study": study, "evidence": shown, "verdicts": verdicts, "tests": tests, "parts": parts, "ablations": ablations,
-            "contenders": rows, "reference": _reference(m), "cpu_seconds": sum(item.seconds for item in m.points), "file": where,
+            "contenders": rows, "reference": _reference(m), "budgets": _budgets(study, module.__name__), "cpu_seconds": sum(item.seconds for item in m.points), "file": where,
             "lesson": render.markdown(inspect.getdoc(module) or "", 2), "code": render.code(inspect.getsource(module), anchor="line"),
             "beside": _beside(entry), "payload": render.embed(payload(m)), "description": figures.describe(m)}
+
+
+def _budgets(study: Study, module: str) -> list[str]:
+    """What training and search may cost: the constants that say so in the modules that the paper's parts and contenders come from."""
+    functions = [*(part.function for part in study.parts.values()), *(c.make for c in study.field.values())]
+    modules = dict.fromkeys([module, *(getattr(inspect.unwrap(getattr(f, "func", f)), "__module__", module) for f in functions)])
+    found = {f"{name} = {value}": where.removeprefix("workbench.") for where in modules if where.startswith("workbench.") and where in sys.modules
+             for name, value in vars(sys.modules[where]).items() if BUDGET.search(name) and isinstance(value, int | float | dict) and len(str(value)) < 80}
+    return [f"{text} ({where})" for text, where in found.items()]
 
 
 def _beside(entry: Entry) -> list[dict]:

@@ -96,7 +96,14 @@ def slug(text: str) -> str:
 
 def local(text: str) -> str:
     """HTML without scripts, frames, links to style sheets, and attributes and styles that would load something from another host."""
-    return TAG.sub(lambda tag: LOADS.sub("", tag.group()), FOREIGN.sub("", text))
+    return TAG.sub(lambda tag: _image(LOADS.sub("", tag.group())), FOREIGN.sub("", text))
+
+
+def _image(tag: str) -> str:
+    """An image's tag with an alternative text; one that has lost its source is left out. Any other tag as it is."""
+    if not re.match(r"<img\b", tag, re.IGNORECASE):
+        return tag
+    return "" if not re.search(r"\bsrc\s*=", tag) else tag if re.search(r"\balt\s*=", tag) else f'{tag[:4]} alt="image"{tag[4:]}'
 
 
 def embed(data: Any) -> str:
@@ -110,7 +117,7 @@ def figure(bundle: Mapping) -> str:
     layout = {name: value for name, value in bundle.get("layout", {}).items() if name != "template"}
     data = embed({"data": bundle.get("data", []), "layout": layout})
     return (f'<figure class="plot"><div class="plotly" role="img" aria-label="chart"></div><script type="application/json">{data}</script>'
-            '<details class="numbers"><summary>Numbers behind this chart</summary><div></div></details></figure>')
+            '<details class="numbers"><summary>Numbers behind this chart</summary><div tabindex="0"></div></details></figure>')
 
 
 @dataclass(frozen=True)

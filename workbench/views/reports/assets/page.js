@@ -43,7 +43,7 @@ workbench.rows = (chart) => {
 workbench.table = (chart) => {
   const { element, show } = workbench, rows = workbench.rows(chart);
   const title = (axis) => chart.layout[axis]?.title?.text || axis[0];
-  const head = ["", title("xaxis"), title("yaxis"), "value"].slice(0, rows.reduce((most, row) => Math.max(most, row.length), 3));
+  const head = ["series", title("xaxis"), title("yaxis"), "value"].slice(0, rows.reduce((most, row) => Math.max(most, row.length), 3));
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.slice(0, workbench.many).map((row) => element("tr", {}, ...row.map((value) => element("td", {}, show(value)))))));
   return rows.length > workbench.many ? [table, element("p", {}, `The first ${workbench.many} rows.`)] : [table];
@@ -88,22 +88,24 @@ const rest = () => { for (const figure of undrawn) { drawOnce(figure); return wo
 addEventListener("load", () => workbench.idle(rest));
 addEventListener("beforeprint", () => undrawn.forEach(drawOnce));
 
-// Filters of the index: every word must occur in a row's text; a status must be the row's.
-function filter(input, rows, keeps) {
-  if (!input) return;
-  const output = document.querySelector(`output[for=${input.id}]`);
+// Filters: a form names its table. Every word of its search must occur in a row's text, and what its lists choose must be among the row's keys.
+// Without this script the forms stay hidden and the tables whole.
+for (const form of document.querySelectorAll("form[data-filter]")) {
+  const rows = [...document.querySelectorAll(`#${form.dataset.filter} tbody tr`)], texts = rows.map((row) => row.textContent.toLowerCase());
+  const search = form.querySelector("input[type=search]"), choices = [...form.querySelectorAll("select")], output = form.querySelector("output");
   const apply = () => {
+    const words = search ? search.value.toLowerCase().split(/\s+/).filter(Boolean) : [], wanted = choices.map((choice) => choice.value).filter(Boolean);
     let count = 0;
-    for (const row of rows) { row.hidden = !keeps(row, input.value); count += !row.hidden; }
-    output.textContent = input.value ? `${count} of ${rows.length}` : "";
+    rows.forEach((row, i) => {
+      const keys = (row.dataset.key || "").split("|");
+      row.hidden = !(words.every((word) => texts[i].includes(word)) && wanted.every((key) => keys.includes(key)));
+      count += !row.hidden;
+    });
+    output.textContent = `${count} of ${rows.length}`;
   };
-  input.addEventListener("input", apply);
-  input.form.addEventListener("submit", (event) => event.preventDefault());
-  return apply;
+  form.hidden = false;
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  if (search?.value) apply();
+  for (const link of document.querySelectorAll(`[data-search="${form.dataset.filter}"]`)) link.addEventListener("click", () => { search.value = link.textContent; apply(); });
 }
-const text = new Map();
-const words = (row) => text.get(row) || text.set(row, row.textContent.toLowerCase()).get(row);
-const search = document.querySelector("input#search");
-const searched = filter(search, [...document.querySelectorAll("#paper-rows tbody tr")], (row, value) => value.toLowerCase().split(/\s+/).every((word) => words(row).includes(word)));
-filter(document.querySelector("select#status"), [...document.querySelectorAll("#ledger-rows tbody tr")], (row, value) => !value || row.dataset.status === value);
-for (const link of document.querySelectorAll("[data-search]")) link.addEventListener("click", () => { search.value = link.dataset.search; searched(); });
