@@ -154,7 +154,7 @@ def test_killed_report_leaves_whole_pages_and_the_next_one_finishes(tree):
     process.send_signal(signal.SIGKILL)
     process.wait()
     pages = sorted(out.rglob("*.html"))
-    assert len(pages) == 5 and all(map(_whole, pages))
+    assert len(pages) == 6 and all(map(_whole, pages))
     assert "New 0" in (out / "n0.html").read_text() and "Old 2" in (out / "n2.html").read_text()
     (out / f".n2.html.{os.getpid()}.part").write_text("half a pa")
     again = report_tree.report(tree)

@@ -20,7 +20,7 @@ from workbench.views.reports import matrix
 ROOT = Path(__file__).resolve().parents[2]
 BODY = """
 import os, time
-open(os.environ["RAN"], "a").write(f"{name} {os.getpid()}\\n")
+open(os.environ["WORKBENCH_RAN"], "a").write(f"{name} {os.getpid()}\\n")
 if name == "bad": raise ValueError("this set <b>fails</b>")
 if name == "dies": os._exit(3)
 if name == "loops": time.sleep(600)
@@ -34,7 +34,7 @@ def book(tmp_path, monkeypatch):
     cells = [new_code_cell('name = "fine"\nnumber: float = 2.0\ncount = 1\nloud = False\nwhatever = 1 / 3', metadata={"tags": ["parameters"]}), new_code_cell(BODY)]
     path = tmp_path / "squares.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
-    monkeypatch.setenv("RAN", str(tmp_path / "ran"))
+    monkeypatch.setenv("WORKBENCH_RAN", str(tmp_path / "ran"))
     return path
 
 
