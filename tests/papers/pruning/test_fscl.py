@@ -86,7 +86,7 @@ def test_batchnorm_scale_is_gamma_over_sigma():
     model = vision.dense("vgg-small")
     group = channel_groups(model, vision.EXAMPLE)[0]
     norm = model.features[1]
-    order = [name for name, _ in model.named_modules()]
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     assert torch.allclose(batchnorm_scales(group, order)["features.0"], norm.weight.abs() / (norm.running_var + norm.eps).sqrt())
 
 

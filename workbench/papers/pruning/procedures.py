@@ -53,6 +53,8 @@ def initial(net: str, replica: int) -> nn.Module:
 
 
 def magnitude_masks(model: nn.Module, ratio: float, allocation: str = "global") -> dict[str, Tensor]:
+    """Layer → mask of the weights that stay: the smallest ``ratio`` of them go, by one threshold for the whole network (``allocation="global"``) or one for
+    each layer (Han et al., "Learning both Weights and Connections", NeurIPS 2015, section 3)."""
     return keep(L1().saliency(model), ratio, "weight", allocation)
 
 

@@ -102,10 +102,11 @@ def beats_single_methods(m: Measurements) -> Estimate:
 
 
 def beats_at_no_more_bytes(rival: str, at: float, of: str, **knobs: float):
-    """Accuracy above ``rival`` at sparsity ``at``, of the replicas whose file is no larger."""
+    """Accuracy above ``rival`` at sparsity ``at``; a replica whose file is larger counts as if it knew nothing."""
     def test(m: Measurements) -> Estimate:
         ours, theirs = m.rows(of, **knobs).set_index("replica"), m.rows(rival, sparsity=at).set_index("replica")
-        return estimate((ours.accuracy - theirs.accuracy)[ours.bytes <= theirs.bytes].to_numpy(), 0)
+        ours, theirs = ours.align(theirs, "inner", axis=0)
+        return estimate(np.where(ours.bytes <= theirs.bytes, ours.accuracy, 0.0) - theirs.accuracy, 0)
 
     test.of = of
     return test
