@@ -28,6 +28,7 @@ SYMBOLS = {"paper": ("circle", "circle-open-dot"), "rival": ("square", "diamond"
            "bound": ("triangle-down", "triangle-down-open", "y-down-open"), "control": ("square-open", "diamond-open", "hexagon-open", "star-open"),
            "ablation": ("x", "x-open", "asterisk-open", "hash-open", "y-up-open", "y-left-open", "y-right-open")}
 CURRENT = "current point"
+SUBPLOT_TITLE = 16  # pixels, what plotly gives the title of a subplot
 
 
 @dataclass(frozen=True)
@@ -180,4 +181,7 @@ def picture(m: Measurements, current: Mapping[str, float], contender: str | None
         if trace.type in ("heatmap", "contour", "surface"):
             values = np.asarray(trace.z, float)
             trace.z = np.where(np.isnan(values), None, values)  # a gap is None: NaN is no JSON
+    for note in drawn.layout.annotations:
+        if note.font.size == SUBPLOT_TITLE:  # in a narrow column neighbours would overlap
+            note.font.size = 11
     return neutral(drawn)

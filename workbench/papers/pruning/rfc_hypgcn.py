@@ -126,8 +126,8 @@ def chip(point: dict, exhibits: Mapping[str, np.ndarray]):
         import plotly.graph_objects as go
 
         return go.Figure(layout={"title": {"text": "the dense net in floating point: everything is computed"}, "height": 120})
-    figure = make_subplots(2, 2, subplot_titles=["input channels of each block (blue: read)", "taps of each temporal filter (blue: kept)",
-                                                 "non-zeros per vector of 16 (last memory)", "cycles of each stage (multipliers)"], vertical_spacing=0.2)
+    figure = make_subplots(2, 2, subplot_titles=["input channels (blue: read)", "taps of all filters (blue: kept)",
+                                                 "non-zeros per vector of 16", "cycles of each stage"], vertical_spacing=0.2)
     channels, blocks = exhibits["channels"].astype(int), [f"block {i + 1}" for i in range(len(exhibits["channels"]))]
     figure.add_heatmap(z=channels.tolist(), y=blocks, zmin=0, zmax=2, colorscale=[[0, "rgba(0,0,0,0)"], [0.5, "#dddddd"], [1, "#0072B2"]], showscale=False, xgap=1, ygap=2, row=1, col=1)
     filters = int(exhibits["filters"].sum())
