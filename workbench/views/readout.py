@@ -44,7 +44,10 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence], caption: str) -
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> str:
-    """The ledger as HTML, in the order given: status, text, what was measured with its interval, the margin, what breaks it."""
+    """The ledger as HTML, in the order given: status, text, what was measured with its interval, the margin, what breaks it ("" of a board: no claims)."""
+    if not verdicts:
+        return ""
+
     def value(number) -> str:
         return f"{number:.3g}" if isinstance(number, float) else "" if number is None else str(number)
 
