@@ -132,7 +132,7 @@ def public_figure(net: str, split: str = "", path=PATH):
                            hovertemplate="%{text}<extra></extra>", marker={"symbol": i % 24, "size": 8},
                            line={"color": next(hues[kind]), "dash": "solid" if kind == "paper" else next(dashes), "width": 3.5 if kind == "paper" else 2})
     figure.add_hline(y=float(rows.reference.iloc[0]), line_dash="dot", annotation_text="uncut", line_color="#767676")
-    return figure.update_layout(height=460, xaxis_title="MACs left (share)", yaxis_title=f"accuracy (%), {int(rows['items'].iloc[0])} {rows.split.iloc[0]} test items",
+    return figure.update_layout(xaxis_title="MACs left (share)", yaxis_title=f"accuracy (%), {int(rows['items'].iloc[0])} {rows.split.iloc[0]} test items",
                                 title={"text": net, "font": {"size": 14}})
 
 

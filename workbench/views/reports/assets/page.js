@@ -70,7 +70,7 @@ for (const details of document.querySelectorAll("details.numbers")) details.addE
 
 workbench.draw = (figure) => {
   const bundle = JSON.parse(figure.querySelector("script").textContent), chart = figure.querySelector(".plotly");
-  const layout = { ...bundle.layout, paper_bgcolor: "rgba(0,0,0,0)", autosize: true };
+  const layout = { height: 420, ...bundle.layout, paper_bgcolor: "rgba(0,0,0,0)", autosize: true };
   delete layout.width;
   return Plotly.newPlot(chart, bundle.data, layout, workbench.config).then(() => {
     if (chart.getAttribute("aria-label") === "chart") chart.setAttribute("aria-label", workbench.describe(chart));
