@@ -1,8 +1,11 @@
 """What every test stands on: one thread a process (processes use the cores), and one fresh quick sweep per paper for the whole session."""
 
 import os
+import signal
 import tempfile
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite started in the background: its children would not hear the Ctrl-C that tests send them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch are loaded
     os.environ.setdefault(_name, "1")
 
