@@ -239,3 +239,25 @@ def test_batches_travel_without_what_they_are_views_of():
     batches, cut = trials.sample(({"x": part, "labels": None} for part in whole.split(10)), 20)
     assert len(batches) == 2 and cut and len(trials.packed(data=batches)) < 20_000
     assert np.array_equal(batches[1]["x"], whole[10:20])
+
+
+class Residual(nn.Module):
+    """Most of its work is in the stream, which stays as wide as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.b(self.a(x).relu())).mean((2, 3)))
+
+
+def test_a_ratio_out_of_reach_is_followed_by_lower_ones():
+    """A limit on bytes asks for a ratio that no method reaches here; what is measured instead says so by not meeting the limit."""
+    torch.manual_seed(2)
+    size = compress(Residual().eval(), "l1", 0.0, data=DATA, probe=None).report.bytes[0]
+    found = advise(Residual().eval(), DATA, evaluate, max_bytes=0.5 * size, budget_s=300, methods=["l1", "l2"], samples=64, progress=False)
+    assert set(found.measured.method) == {"l1", "l2"} and (found.measured.ratio < 0.4).all() and not found.measured.meets.any()
+    with pytest.raises(ValueError, match="no trial met the limits"):
+        found.code()

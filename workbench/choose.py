@@ -28,6 +28,7 @@ from .views.advice import Advice, Limits, standing
 
 CONTROL = "random"                              # tried last of its kind: it is there to be beaten
 FILL = (0.5, 0.25, 0.75, 0.375, 0.625, 0.875)   # ratios where no limit says which
+LOWER = 0.6                                     # of a ratio that was out of reach
 NEAR = 0.03                                     # ratios are brought no nearer to a limit than this
 
 
@@ -115,20 +116,24 @@ class _Search:
                 kinds[said].append(entry.name)
             else:
                 self.why[entry.name] = said
-        first, everything = self._first_ratio(), [*kinds["scores"], *kinds["compress"]]
-        waiting = self._screen(kinds["scores"], first, self.run.left / 2)
+        self.first, everything = self._first_ratio(), [*kinds["scores"], *kinds["compress"]]
+        waiting = self._screen(kinds["scores"], self.run.left / 2)
         self._refine(kinds["scores"], self.run.left / 2 if kinds["compress"] else 0)
-        waiting += self._screen(kinds["compress"], first, self.run.left / 2)
+        waiting += self._screen(kinds["compress"], self.run.left / 2)
         self._refine(everything, self.run.left / 2 if waiting else 0)
-        self._screen(waiting, first, 0)
+        self._screen(waiting, 0)
         self._refine(everything, 0)
 
-    def _screen(self, names: Sequence[str], ratio: float, reserve: float) -> list[str]:
-        """One trial each while more than ``reserve`` seconds are left; returns those whose turn did not come."""
+    def _screen(self, names: Sequence[str], reserve: float) -> list[str]:
+        """One trial each while more than ``reserve`` seconds are left; returns those whose turn did not come. Where a ratio is out of reach (residual streams
+        stay as wide as they are), lower ones are tried, with the next method at once."""
         for i, name in enumerate(names):
             if self.run.left <= reserve:
                 return list(names[i:])
-            self._attempt(name, ratio)
+            ratio = self.first
+            while (failed := self._attempt(name, ratio)).startswith("ratio:") and ratio > 0.1:
+                ratio = round(LOWER * ratio, 2)
+            self.first = self.first if failed else ratio
         return []
 
     def _first_ratio(self) -> float:
@@ -136,8 +141,8 @@ class _Search:
         shares = [limit / self.dense[name] for name, limit in self.limits.costs.items() if self.dense[name] > 0]
         return round(min(max(1 - min(shares), 0.1), 0.9), 2) if shares else FILL[0]
 
-    def _attempt(self, name: str, ratio: float) -> bool:
-        """A trial that may take a quarter of the time left, or thrice as long as the shortest took; TimeoutError: none is left."""
+    def _attempt(self, name: str, ratio: float) -> str:
+        """A trial that may take a quarter of the time left, or thrice as long as the shortest took: why it failed, or "". TimeoutError: no time is left."""
         pace = min(row["seconds"] for row in (self.dense, *self.rows))
         limit = min(max(self.run.left / 4, 3 * pace), self.run.left)
         if self.run.left < pace:
@@ -149,17 +154,17 @@ class _Search:
             self.why.setdefault(name, f"not finished within {limit:.1f} s, its share of the time")
             if self.run.left <= 0:
                 raise
-            return False
+            return self.why[name]
         if not ok:
             self.why.setdefault(name, f"at ratio {ratio:g}: {found}")
-            return False
+            return found
         row, _, blob = found
         self._busy(row)
         self.rows.append({"method": name, **row})
         self.kept[len(self.rows) - 1] = blob
         for index in self.kept.keys() - Advice.worth_keeping(self.rows, self.limits):
             del self.kept[index]
-        return True
+        return ""
 
     def _busy(self, row: dict) -> None:
         if np.isnan(row["ms"]) and self.wait:
@@ -179,7 +184,7 @@ class _Search:
             for name, ratio in nexts.items():
                 if self.run.left <= reserve:
                     return
-                if not self._attempt(name, ratio):
+                if self._attempt(name, ratio):
                     names.remove(name)
 
 
