@@ -95,6 +95,13 @@ def _machine(exclusive: bool, timeout: float) -> Iterator[None]:
         yield
 
 
+def with_gradients(act: Callable[[], object]) -> Callable[[], object]:
+    """A contender that trains: autograd is on while it is timed (`compare` turns it off)."""
+    import torch
+
+    return torch.inference_mode(False)(torch.enable_grad()(act))
+
+
 def compare(contenders: Mapping[str, Callable[[], object]], rounds: int = 30, threads: int = 1, least_ms: float = 2.0,
             on_round: Callable[[int, int], None] | None = None) -> Timing:
     """Times callables without arguments against the first of them.

@@ -46,6 +46,7 @@ import numpy as np
 
 from ...core.claims import Estimate, better, bound, estimate
 from ...core.measurements import Measurements
+from ...core.probe import with_gradients
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
 from . import _bsgc_checks as checks
 from ._bsgc_contenders import TRACK, at_default, drawn, general, recorded, to_time, tracker, tuned_only, unadapted
@@ -56,7 +57,11 @@ from ._bsgc_tasks import Classification, Correlation, Detection, softened
 from ._bsgc_tracker import OnlineTracker, report, stored
 
 __all__ = ["BSGC", "PROBE", "STUDY", "Classification", "Correlation", "Detection", "OnlineTracker", "Specialized", "report", "specialize", "stored"]
-PROBE = to_time
+
+
+def PROBE() -> dict:
+    """What `workbench probe` times (see `to_time`); it trains."""
+    return {label: with_gradients(act) for label, act in to_time().items()}
 
 
 def dial(m: Measurements) -> Estimate:

@@ -46,6 +46,7 @@ import numpy as np
 from ...benches import training
 from ...core.claims import Estimate, better, bound, estimate
 from ...core.measurements import Measurements
+from ...core.probe import with_gradients
 from ...core.study import Ablation, Check, Claim, Exercise, Knob, Part, Study
 from . import _iplt_checks as checks
 from ._iplt_contenders import chance, cut_by, dense, small_from_scratch, steps, trained, trained_first
@@ -54,7 +55,11 @@ from ._iplt_trainer import IPLT, Epoch, Trainer, training_macs
 from .classics import Random
 
 __all__ = ["IPLT", "PROBE", "STUDY", "Epoch", "Trainer", "overlap", "rank_correlation", "sensitivity", "shrink", "training_macs"]
-PROBE = steps
+
+
+def PROBE() -> dict:
+    """What `workbench probe` times (see `steps`); it trains."""
+    return {label: with_gradients(act) for label, act in steps().items()}
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------------------------------------
