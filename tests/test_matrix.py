@@ -4,6 +4,7 @@ Each paper's quick profile is measured once, from nothing, and shared by the tes
 """
 
 import ast
+import importlib
 import inspect
 import warnings
 from pathlib import Path
@@ -193,3 +194,16 @@ def test_neutral_changes_nothing(entry):
     for name, samples in reference.samples.items():
         assert np.array_equal(row.samples[name], samples), f"{name} differs from the uncompressed one"
     assert row.metrics[study.track.quality] == reference.metrics[study.track.quality]
+
+
+def test_what_the_probe_times_runs(entry):
+    """Once each, as `core.probe.compare` calls it: without autograd."""
+    import torch
+
+    make = getattr(importlib.import_module(entry.module), "PROBE", None)
+    if make is None:
+        pytest.skip("nothing of this paper is worth timing here")
+    timed = make()
+    with torch.inference_mode():
+        for act in timed.values():
+            act()
