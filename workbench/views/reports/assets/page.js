@@ -109,3 +109,6 @@ for (const form of document.querySelectorAll("form[data-filter]")) {
   if (search?.value) apply();
   for (const link of document.querySelectorAll(`[data-search="${form.dataset.filter}"]`)) link.addEventListener("click", () => { search.value = link.textContent; apply(); });
 }
+
+// Long lines scroll inside: reachable by keyboard.
+for (const pre of document.querySelectorAll("pre:not([tabindex])")) pre.tabIndex = 0;
