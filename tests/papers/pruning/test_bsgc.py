@@ -172,6 +172,34 @@ def test_a_large_jump_at_a_border_is_put_off():
     assert small[0].out_channels == 11 and jump > 1
 
 
+def test_a_channel_that_a_second_norm_still_sends_is_not_taken_for_a_constant():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.one, self.other, self.left, self.right = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            h = self.conv(x)
+            return (self.left(self.one(h).relu()) + self.right(self.other(h).relu())).mean((2, 3))
+
+    torch.manual_seed(0)
+    net = Two().eval()
+    with torch.no_grad():
+        net.one.weight[2] = 0
+    small, jump = take_out(net, {"conv": torch.tensor([2])}, images(), outgoing=1e-3)
+    assert small.conv.out_channels == 6 and jump == 0
+    assert take_out(net, {"conv": torch.tensor([2])}, images())[1] > 1e-3
+
+
+def test_depthwise_padding_counts_as_a_border():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        net[1].weight[3], net[1].bias[3], net[3].weight[3] = 0, 2.0, 0.1
+        small, jump = take_out(net, {"0": torch.tensor([3])}, images())
+        change = (small(images()) - net(images())).abs()
+    assert float(change[:, :, 1:-1, 1:-1].max()) < 1e-5 and 0 < float(change.max()) <= jump + 1e-5
+
+
 def test_unlabelled_frames_are_labelled_by_the_teacher():
     answers = torch.tensor([[5.0, 0, 0, 0], [0.1, 0, 0, 0]])
     assert Classification().label(answers)[0].tolist() == [0, -1]

@@ -15,7 +15,7 @@ from workbench.papers.pruning._reg3d_checks import CLIP, clips, toy, trained
 from workbench.papers.pruning._reg3d_pruner import Pruner
 from workbench.papers.pruning._reg3d_rivals import OneShot, randomly
 from workbench.papers.pruning._reg3d_rules import redundancy, two_sided
-from workbench.papers.pruning._reg3d_runs import shipped
+from workbench.papers.pruning._reg3d_runs import prune_while_training, shipped
 from workbench.papers.pruning.reg3d import STUDY, ColumnConv, Reg3D, RegPruner, gather
 
 
@@ -50,6 +50,19 @@ def test_filters_and_channels_are_really_gone(group):
     assert pruner.done and torch.allclose(small(x), net.eval()(x), atol=1e-5)
     assert 0.3 < macs(small, CLIP) / macs(toy(), CLIP) < 0.7
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in net.parameters())
+
+
+def separable(groups=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)).eval()
+
+
+def test_filters_in_front_of_a_depthwise_convolution_take_its_bias_along():
+    net, x = separable(), images(6, 3, 10, 10)
+    pruner = Reg3D(group="filter", steps=8).pruner(net, x, 1.6)
+    prune_while_training(pruner, [(x, torch.arange(6) % 3)] * 8, 8)
+    assert pruner.done and torch.allclose(pruner.finish()(x), net.eval()(x), atol=1e-6)
 
 
 def test_residual_streams_lose_columns_but_no_channels():
@@ -133,6 +146,10 @@ def test_redundancy_of_copies_and_of_independent_filters():
     (lambda: RegPruner(toy(), CLIP, 2, A=0), "A: a positive number"),
     (lambda: Reg3D().compress(toy(), 0.5, None, CLIP), "data: batches"),
     (lambda: Reg3D().compress(toy(), 0.5, [clips()[0]], CLIP), "labels"),
+    (lambda: Reg3D().compress(toy(), 0.5, [], CLIP), "yields no batch"),
+    (lambda: Reg3D(steps=4).compress(toy(), 0.5, iter([clips()]), CLIP), "yields no batch"),
+    (lambda: Reg3D(steps=1).compress(toy(), 0.5, [clips()], CLIP), "steps: 1, with an update every 2"),
+    (lambda: RegPruner(separable(groups=2), images(1, 3, 10, 10), 1.5, group="channel"), "3 is grouped"),
     (lambda: ColumnConv(nn.Conv2d(4, 4, 3, groups=4)), "groups 1"),
     (lambda: data.split("dev"), "train, validation, test"),
 ])

@@ -138,15 +138,18 @@ def drawn(point: dict, exhibits: dict[str, np.ndarray]):
     figure.add_heatmap(z=frame.tolist(), colorscale="Greys_r", showscale=False, hoverinfo="skip", row=1, col=1)
     for x0, y0, x1, y1, label in truth.tolist():
         figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line={"color": "#E69F00", "width": 2, "dash": "dash"}, row=1, col=1)
-        figure.add_annotation(x=x0, y=y1, text=f"is {label}", showarrow=False, yanchor="top", xanchor="left", font={"color": "#E69F00"}, row=1, col=1)
+        figure.add_annotation(x=x0, y=y1, text=f"is {label}", showarrow=False, yanchor="top", xanchor="left", font={"color": "#8A5F00"}, bgcolor="rgba(255,255,255,0.75)", row=1, col=1)
     for x0, y0, x1, y1, label, score in found.tolist():
         right = any(label == row[4] and overlap(np.array([[x0, y0, x1, y1]], float), row[None, :4].astype(float))[0, 0] >= 0.5 for row in truth)
         colour = "#56B4E9" if right else "#D55E00"
         figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line={"color": colour, "width": 2}, row=1, col=1)
-        figure.add_annotation(x=x0, y=y0, text=f"{label}: {score} %", showarrow=False, yanchor="bottom", xanchor="left", font={"color": colour}, row=1, col=1)
-    figure.update_yaxes(autorange="reversed", scaleanchor="x", showticklabels=False, row=1, col=1)
-    figure.update_xaxes(showticklabels=False, row=1, col=1)
+        figure.add_annotation(x=x0, y=y0, text=f"{label}: {score} %", showarrow=False, yanchor="bottom", xanchor="left", font={"color": "#005A8C" if right else "#A03000"},
+                              bgcolor="rgba(255,255,255,0.75)", row=1, col=1)
+    side = frame.shape[0]
+    figure.update_yaxes(range=[side + 6, -10], scaleanchor="x", visible=False, row=1, col=1)
+    figure.update_xaxes(range=[-4, side + 4], visible=False, row=1, col=1)
     layers = [f"conv {i + 1}" for i in range(len(of))]
     figure.add_bar(x=layers, y=of.tolist(), marker_color="#DDDDDD", name="general", row=1, col=2)
-    figure.add_bar(x=layers, y=kept.tolist(), marker_color="#0072B2", text=kept.tolist(), name="kept", row=1, col=2)
+    figure.add_bar(x=layers, y=kept.tolist(), marker_color="#0072B2", text=kept.tolist(), textangle=0, textposition="auto", name="kept", row=1, col=2)
+    figure.update_yaxes(title_text="channels (grey: general net)", row=1, col=2)
     return figure.update_layout(height=340, barmode="overlay", margin={"l": 10, "r": 10, "t": 40, "b": 30}, showlegend=False)

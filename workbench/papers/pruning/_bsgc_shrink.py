@@ -146,13 +146,13 @@ class Reading:
     norm: nn.Module | None
     constant: float
     adds: Tensor
-    jump: float  # the most that zero padding may change at the border, in standard deviations of the output
+    jump: float  # the most that this may change an output, in its standard deviations: at a zero-padded border, or where the channel is not constant after all
 
 
 @torch.no_grad()
 def readings(model: nn.Module, groups: Sequence[ChannelGroup], off: Mapping[str, Tensor], example) -> list[tuple[str, int, list[Reading]]]:
     """(group, channel, how each layer reads it) for the channels ``off``. What they send is seen in one forward pass: behind γ = 0 it is the same everywhere, and
-    stays so through any activation and pooling."""
+    stays so through any activation and pooling (not through a depthwise convolution's padding, nor where a second batch norm reads the same channel)."""
     consumers = {member.name: member.module for group in groups if len(off.get(group.name, ())) for member in group.consumers}
     seen: dict[str, Tensor] = {}
     written: dict[int, nn.Module] = {}  # id of a layer's output -> the batch norm that reads it
@@ -199,16 +199,17 @@ def _reading(consumer: nn.Module, norm: nn.Module | None, inputs: Tensor, column
     if isinstance(consumer, CONV) and (consumer.groups > 1 or consumer.transposed):
         raise ValueError("model: a grouped or transposed convolution reads channels that batch norm switches off; what they send cannot be folded there")
     taps = weight[:, column].reshape(len(weight), -1)
-    constant = float(inputs[0, column].flatten()[inputs[0, column].numel() // 2 + (inputs.shape[-1] // 2 if inputs.dim() > 3 else 0)]) \
-        if inputs.dim() > 2 else float(inputs.reshape(-1, inputs.shape[-1])[0, column])
+    sent = inputs.select(1 if isinstance(consumer, CONV) else -1, column)
+    constant = float(sent[(0, *(size // 2 for size in sent.shape[1:]))])        # away from every border
     spread = (norm.running_var + norm.eps).sqrt() if norm is not None else torch.ones(len(taps))
     padded = isinstance(consumer, CONV) and any(p for p in consumer.padding if not isinstance(p, str))
-    return Reading(consumer, norm, constant, taps.sum(1) * constant, float((taps.abs().sum(1) / spread).max() * abs(constant)) if padded else 0.0)
+    off = max(float((sent - constant).abs().max()), abs(constant) if padded else 0.0)
+    return Reading(consumer, norm, constant, taps.sum(1) * constant, float((taps.abs().sum(1) / spread).max()) * off)
 
 
 @torch.no_grad()
 def fold(read: Sequence[Reading]) -> None:
-    """Adds what a channel's constant adds to its readers: to their bias, or to the mean that the batch norm behind them subtracts. Exact away from zero-padded borders."""
+    """Adds what a channel's constant adds to its readers: to their bias, or to the mean that the batch norm behind them subtracts. Exact away from padded borders."""
     for reading in read:
         if reading.norm is not None:
             reading.norm.running_mean -= reading.adds

@@ -70,7 +70,11 @@ class RFC:
             raise ValueError(f"feature: {len(spilled)} rows do not fit the mini-banks, and there is no spill bank")
         body = b"".join(parts + spilled)
         said = HEAD.pack(MAGIC, *feature.shape, len(spilled)) + body
-        return CRC.pack(zlib.crc32(said)) + said
+        return CRC.pack(self.checksum(said)) + said
+
+    def checksum(self, said: bytes) -> int:
+        """Of the contents and of this memory's depths, without which nobody finds the rows."""
+        return zlib.crc32(said, zlib.crc32(self.depths.astype("<i8").tobytes()))
 
     def decode(self, blob: bytes) -> np.ndarray:
         """The feature again, bit for bit. StreamError: damaged, truncated, or of another memory."""
@@ -78,7 +82,7 @@ class RFC:
             raise StreamError(f"{len(blob)} bytes are no feature memory")
         said = blob[CRC.size:]
         (crc,), (magic, c, t, v, spilled), body = CRC.unpack(blob[:CRC.size]), HEAD.unpack(said[:HEAD.size]), said[HEAD.size:]
-        if magic != MAGIC or zlib.crc32(said) != crc or -(-c // BANK) != len(self.depths) or 2 * t * v * len(self.depths) + 16 * spilled > len(body):
+        if magic != MAGIC or self.checksum(said) != crc or -(-c // BANK) != len(self.depths) or 2 * t * v * len(self.depths) + 16 * spilled > len(body):
             raise StreamError("damaged, or written by a memory of another size")
         words, at = np.zeros((len(self.depths), t * v, BANK), np.int16), 0
         late = {(b, j, k): row for b, j, k, *row in struct.iter_unpack("<HHI4h", body[len(body) - 16 * spilled:])} if spilled else {}

@@ -20,7 +20,7 @@ from ...benches import CHECKPOINTS, skeleton
 from ...benches.skeleton import data, recipe
 from ...benches.skeleton.nets import TwoStream
 from ...contracts.files.artifact import pack
-from ...contracts.model import inputs_and_labels
+from ...contracts.structure.tuning import batches
 from ...core.study import Contender
 from ._hypgcn_cycles import pipeline, temporal
 from ._hypgcn_fixed import FixedBlock, FixedNet
@@ -40,7 +40,8 @@ def remade(block: FixedBlock, kind: type[FixedBlock]) -> FixedBlock:
 @dataclass
 class Accelerator:
     """A fixed-point network on the simulated chip. ``scheduling``: dynamic or static temporal PEs; ``block``: the order of the products; ``memory``: ``rfc``,
-    ``bitmap`` or ``csr``; ``dsps``: multipliers in all; ``quantile``: of the calibration clips whose features fit the mini-banks."""
+    ``bitmap`` or ``csr``; ``dsps``: multipliers in all; ``quantile``: of the calibration clips whose features fit the mini-banks; ``calibration``: those clips
+    (n, 3, T, 25) (None: validation clips of the bench)."""
 
     net: FixedNet
     scheduling: str = "dynamic"
@@ -48,6 +49,7 @@ class Accelerator:
     memory: str = "rfc"
     dsps: int = 256
     quantile: float = 0.999
+    calibration: torch.Tensor | None = None
     exhibits: dict[str, np.ndarray] = field(default_factory=dict)
     series: dict = field(default_factory=dict)
 
@@ -98,7 +100,7 @@ class Accelerator:
 
     def memories(self) -> list[RFC]:
         """A feature memory behind each ReLU, sized on calibration clips."""
-        clips, _ = data.split("validation").tensors(CALIBRATION)
+        clips = data.split("validation").tensors(CALIBRATION)[0] if self.calibration is None else self.calibration
         maps = zip(*(self.net.run(clip)[0] for clip in clips), strict=True)
         return [RFC.fit(np.stack(features), self.quantile) for features in maps]
 
@@ -149,8 +151,7 @@ def tune(model: TwoStream, seed: int, steps: int = STEPS, hold: Callable[[], Non
         return losses
     optimizer = torch.optim.AdamW(model.train().parameters(), RATE / 2)
     while len(losses) < steps:
-        for batch in source:
-            clips, labels = inputs_and_labels(batch)
+        for clips, labels in batches(source):
             if labels is None:
                 raise ValueError("loader: batches of (clips, labels) are needed to tune what is left")
             loss = F.cross_entropy(model(clips), labels)

@@ -1,4 +1,4 @@
-"""Checks of 3D-Reg: exact, on small networks. A subject is a `Reg3D` (see :mod:`.reg3d`), which builds the pruner under test."""
+"""Checks of 3D-Reg: exact, on small networks, and the variants that are wrong on purpose. A subject is a `Reg3D` (see :mod:`.reg3d`), which builds the pruner under test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from ...benches import video
 from ...contracts.structure.surgery import macs, macs_by_layer
 from ...core.study import Outcome
-from ._reg3d_columns import kept_columns
+from ._reg3d_columns import ColumnConv, gather, kept_columns
 from ._reg3d_pruner import RegPruner
 from ._reg3d_rules import redundancy
 
@@ -48,6 +48,46 @@ def trained(method, net: nn.Module, steps: int, speedup: float = 2.0, **changes)
         optimizer.step()
         pruner.step()
     return pruner
+
+
+# --- wrong on purpose -----------------------------------------------------------------------------------------------------------------------------
+
+
+class Forgetful(RegPruner):
+    """Wrong on purpose: once all are gone, nothing keeps them at zero."""
+
+    def hold(self) -> None:
+        if not self.done:
+            super().hold()
+
+
+class Overeager(RegPruner):
+    """Wrong on purpose: the pull does not know how strong it is (every factor counts as 1)."""
+
+    def pull(self) -> None:
+        kept = [layer.factor for layer in self.layers]
+        for layer in self.layers:
+            layer.factor = (layer.factor > 0).double()
+        super().pull()
+        for layer, factor in zip(self.layers, kept, strict=True):
+            layer.factor = factor
+
+
+def masks_only(model: nn.Module) -> nn.Module:
+    """Wrong on purpose: zeros, and all the work as before."""
+    return model
+
+
+def next_channel(model: nn.Module) -> nn.Module:
+    """Wrong on purpose: every row is gathered from the next channel."""
+    small = gather(model)
+    for module in small.modules():
+        if isinstance(module, ColumnConv):
+            module.channels = ((module.channels.long() + 1) % module.in_channels).to(module.channels.dtype)
+    return small
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 def increments(method) -> Outcome:

@@ -31,7 +31,7 @@ KINDS = ("column", "filter", "channel")
 @dataclass(frozen=True)
 class Slab:
     """A tensor's share of a layer's groups: ``shape`` has the tensor's size where groups differ and 1 elsewhere, ``unit`` (numel of shape,) says which group
-    stands there; ``counts``: whether its weights enter the group's importance (a filter's batch-norm entries fade along, but do not count)."""
+    stands there; ``counts``: whether its weights enter the group's importance (a filter's batch-norm and depthwise entries fade along, but do not count)."""
 
     tensor: nn.Parameter
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class Layer:
 def find_layers(model: nn.Module, example, kind: str) -> list[Layer]:
     """The layers that can lose groups. Columns: every plain convolution; filters and channels: the channel groups outside residual streams.
 
-    ValueError: an unknown kind, no convolution, a grouped or transposed one in column mode.
+    ValueError: an unknown kind, no convolution, a grouped or transposed one in column mode, one that reads pruned channels in channel mode.
     """
     if kind not in KINDS:
         raise ValueError(f"group: one of {', '.join(KINDS)}, found {kind!r}")
@@ -101,12 +101,16 @@ def find_layers(model: nn.Module, example, kind: str) -> list[Layer]:
         if odd:
             raise ValueError(f"group: columns need plain convolutions; {', '.join(odd)} is grouped or transposed (group='filter' works)")
         return [Layer(name, [Slab(m.weight, (1, *m.weight.shape[1:]), torch.arange(m.weight[0].numel()))]) for name, m in convs.items()]
-    return [Layer(g.name, _slabs(g, kind)) for g in inside_blocks(channel_groups(model, example))]
+    groups = inside_blocks(channel_groups(model, example))
+    odd = sorted({m.name for g in groups for m in g.consumers if isinstance(m.module, CONV) and (m.module.groups > 1 or m.module.transposed)})
+    if kind == "channel" and odd:
+        raise ValueError(f"group: channels need readers that are plain convolutions or linear layers; {', '.join(odd)} is grouped or transposed (group='filter' works)")
+    return [Layer(g.name, _slabs(g, kind)) for g in groups]
 
 
 def _slabs(group: ChannelGroup, kind: str) -> list[Slab]:
     found = []
-    for member in group.producers + group.norms if kind == "filter" else group.consumers:
+    for member in group.producers + group.depthwise + group.norms if kind == "filter" else group.consumers:
         unit = torch.zeros(int(member.index.max()) + 1, dtype=torch.long)
         unit[member.index.flatten()] = member.units.repeat_interleave(member.index.shape[1])
         for name in ("weight", "bias") if kind == "filter" else ("weight",):
@@ -114,7 +118,7 @@ def _slabs(group: ChannelGroup, kind: str) -> list[Slab]:
             if tensor is not None:
                 dim = 0 if kind == "filter" else 1
                 shape = tuple(len(unit) if d == dim else 1 for d in range(tensor.dim()))
-                found.append(Slab(tensor, shape, unit, counts=name == "weight" and member.role != "norm"))
+                found.append(Slab(tensor, shape, unit, counts=name == "weight" and member.role == ("producer" if kind == "filter" else "consumer")))
     return found
 
 

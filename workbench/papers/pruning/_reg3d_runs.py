@@ -139,10 +139,10 @@ def random_run(seed: int) -> Callable[..., Pruner]:
 
 
 def from_scratch(widths: tuple[int, ...]) -> Contender:
-    """Control: a small dense net trained from nothing for as many steps, by the recipe of the dense nets."""
+    """Control: a small dense net trained from nothing by the recipe of the dense nets, for as many steps as theirs and the pruning's together."""
     def make(replica: int) -> Pruned:
         torch.manual_seed(replica)
-        return Pruned(train(video.C3DSmall(widths), STEPS, 50 + replica))
+        return Pruned(train(video.C3DSmall(widths), video.recipe.STEPS + STEPS, 50 + replica))
     return Contender(make, role="control", evidence="recorded")
 
 

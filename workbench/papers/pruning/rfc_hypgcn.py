@@ -36,7 +36,7 @@ only without them; here the filter's own part is dropped and tuning repairs it. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from torch import nn
 
 from ...benches import skeleton
 from ...benches.skeleton.nets import TAPS, TwoStream
+from ...contracts.structure.tuning import batches
 from ...core.claims import better, bound
 from ...core.study import Ablation, Check, Claim, Contender, Exercise, Knob, Part, Study
 from . import _hypgcn_checks as checks
@@ -51,7 +52,7 @@ from ._hypgcn_cycles import dynamic, pipeline
 from ._hypgcn_fixed import FixedBlock, FixedNet, WeightsFirst, narrowed
 from ._hypgcn_prune import PRESETS, HybridPruning, Preset, balanced, pattern_of, plan_of, prune_channels, unbalanced
 from ._hypgcn_rfc import RFC, NoPrefix
-from ._hypgcn_runs import HYBRID, STEPS, Accelerator, Dense, made, scattered, shipped, tune, tuned
+from ._hypgcn_runs import CALIBRATION, HYBRID, STEPS, Accelerator, Dense, made, scattered, shipped, tune, tuned
 
 __all__ = ["RFC", "STUDY", "FixedNet", "HyPGCN", "hybrid_prune", "simulate"]
 
@@ -87,19 +88,24 @@ class HyPGCN:
 
 
 def hybrid_prune(model: TwoStream, loader: Iterable | None = None, preset: str | Preset = "3x", steps: int = STEPS, dsps: int = 256) -> Accelerator:
-    """A pruned, tuned (where there is a loader of clips and labels) and lowered network on the simulated chip; its ``net`` can be saved and loaded.
+    """A pruned, tuned (where there is a loader of clips and labels) and lowered network on the simulated chip; its ``net`` can be saved and loaded. The loader's
+    first clips size the feature memory.
 
-    ValueError: another kind of model, an unknown preset, shares that do not fit, batches without labels.
+    ValueError: another kind of model, an unknown preset, shares that do not fit, a loader without batches (or one that runs only once), batches without labels.
     """
-    return Accelerator(FixedNet.of(HyPGCN(steps=steps).pruned(model, plan_of(preset), loader)), dsps=dsps)
+    seen = None if loader is None else next(batches(loader))[0][:CALIBRATION]
+    return Accelerator(FixedNet.of(HyPGCN(steps=steps).pruned(model, plan_of(preset), loader)), dsps=dsps, calibration=seen)
 
 
 def simulate(chip: Accelerator, clip: torch.Tensor, dsps: int | None = None) -> dict[str, float]:
-    """What one clip (3, T, 25) in metres costs: multiplications, skipped graph products, feature memory, busy multipliers, cycles. ValueError: another graph, too
-    few multipliers."""
+    """What one clip (3, T, 25) in metres costs: multiplications, skipped graph products, feature memory, busy multipliers, cycles. ValueError: another graph, another
+    number of frames than the clips that sized the feature memory, too few multipliers."""
     if clip.dim() != 3 or clip.shape[0] != 3 or clip.shape[2] != skeleton.data.JOINTS:
         raise ValueError(f"clip: (3, frames, {skeleton.data.JOINTS}) is needed for this graph, found {tuple(clip.shape)}")
-    return (chip if dsps is None else Accelerator(chip.net, chip.scheduling, FixedBlock, chip.memory, dsps, chip.quantile)).counters(clip)[0]
+    frames = skeleton.data.FRAMES if chip.calibration is None else chip.calibration.shape[2]
+    if clip.shape[1] != frames:
+        raise ValueError(f"clip: {frames} frames, as many as the clips that sized the feature memory, found {clip.shape[1]}; hybrid_prune's loader sizes it anew")
+    return (chip if dsps is None else replace(chip, dsps=dsps)).counters(clip)[0]
 
 
 class Truncating(FixedBlock):
@@ -127,7 +133,7 @@ def chip(point: dict, exhibits: Mapping[str, np.ndarray]):
 
         return go.Figure(layout={"title": {"text": "the dense net in floating point: everything is computed"}, "height": 120})
     figure = make_subplots(2, 2, subplot_titles=["input channels (blue: read)", "taps of all filters (blue: kept)",
-                                                 "non-zeros per vector of 16", "cycles of each stage"], vertical_spacing=0.2)
+                                                 "non-zeros per vector of 16", "cycles of each stage"], vertical_spacing=0.24, horizontal_spacing=0.14)
     channels, blocks = exhibits["channels"].astype(int), [f"block {i + 1}" for i in range(len(exhibits["channels"]))]
     figure.add_heatmap(z=channels.tolist(), y=blocks, zmin=0, zmax=2, colorscale=[[0, "rgba(0,0,0,0)"], [0.5, "#dddddd"], [1, "#0072B2"]], showscale=False, xgap=1, ygap=2, row=1, col=1)
     filters = int(exhibits["filters"].sum())
@@ -137,8 +143,10 @@ def chip(point: dict, exhibits: Mapping[str, np.ndarray]):
     stages = [f"{block}, {part}" for block in range(1, len(blocks) + 1) for part in ("space", "time")]
     figure.add_bar(x=stages, y=exhibits["stage"].astype(int).tolist(), text=exhibits["dsps"].astype(int).tolist(), marker_color="#D55E00", showlegend=False, row=2, col=2)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="filters of all blocks", row=1, col=2)
-    return figure.update_layout(height=560, margin={"l": 10, "r": 10, "t": 40, "b": 20})
+    for row, col, x, y in ((1, 1, "input channel", None), (1, 2, "filters of all blocks", "tap (frame)"), (2, 1, "words that are not zero", "vectors of 16"),
+                           (2, 2, "block and part (in the bars: its multipliers)", "cycles a clip")):
+        figure.update_xaxes(title_text=x, row=row, col=col).update_yaxes(title_text=y, row=row, col=col)
+    return figure.update_layout(height=600, margin={"l": 10, "r": 10, "t": 40, "b": 20})
 
 
 # --- exercise ---------------------------------------------------------------------------------------------------------------------------------------
@@ -235,12 +243,12 @@ STUDY = Study(
               needs="a Xilinx XCKU-115 and both graphics cards"),
     ),
     parts={
-        "1 model": Part(TwoStream, "three times fewer costs little", "largest channels go"),
+        "1 model": Part(TwoStream, "order of products", "weights first"),
         "2 order of products": Part(FixedBlock.spatial_sums, "order of products", "weights first"),
         "3 channel pruning": Part(prune_channels, "smallest channels go", "largest channels go"),
         "4 coarse temporal pruning": Part(pattern_of, "coarse pruning", "no coarse pruning", reconstructed=True),
         "5 fine temporal pruning": Part(balanced, "balanced patterns", "taps anywhere", reconstructed=True),
-        "6 input skipping": Part(TwoStream.streams, "8.4 times fewer", "largest channels go", reconstructed=True),
+        "6 input skipping": Part(TwoStream.streams, "8.4 times fewer", reconstructed=True),
         "7 quantisation": Part(narrowed, "integers", "cut instead of rounded"),
         "8 feature memory": Part(RFC.encode, "features come back", "rows by vector number"),
         "9 architecture": Part(dynamic, "queues", "static PEs", reconstructed=True),
