@@ -7,29 +7,22 @@ Written to ``data/checkpoints/<net>-<replica>.safetensors`` as float16.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .. import recipes
 from . import boxes, data, tracking
 from .nets import NETS
 
 STEPS, BATCH, RATE = {"detector": 10 * 125, "siamese": 800}, {"detector": 32, "siamese": 16}, {"detector": 8e-3, "siamese": 4e-3}
 
 
-def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Batches of numbers below ``n`` without end; the order depends on ``seed`` alone."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from (index for index in torch.randperm(n, generator=generator).split(size) if len(index) == size)
-
-
 def detector_losses(model: nn.Module, seed: int) -> Iterator[Tensor]:
     scenes = data.scenes("train")
     labels, offsets = boxes.targets(scenes.objects, len(scenes), data.SIDE // boxes.STRIDE)
-    for index in shuffled(len(scenes), BATCH["detector"], seed):
+    for index in recipes.shuffled(len(scenes), BATCH["detector"], seed):
         images = data.normalised(scenes.images[index.numpy()]).contiguous(memory_format=torch.channels_last)
         yield boxes.loss(model(images), labels[index], offsets[index])
 
@@ -37,7 +30,7 @@ def detector_losses(model: nn.Module, seed: int) -> Iterator[Tensor]:
 def siamese_losses(model: nn.Module, seed: int) -> Iterator[Tensor]:
     frames, truth = data.clips()
     generator = torch.Generator().manual_seed(seed)
-    for index in shuffled(len(frames), BATCH["siamese"], seed):
+    for index in recipes.shuffled(len(frames), BATCH["siamese"], seed):
         moments = torch.rand(len(index), data.CLIP_FRAMES, generator=generator).argsort(1)[:, :2]
         (one, box), (other, place) = ((data.normalised(frames[index, moments[:, i]]), torch.from_numpy(truth[index, moments[:, i]])) for i in (0, 1))
         exemplar = model.exemplar(tracking.crops(one, *tracking.window(box), tracking.EXEMPLAR))
@@ -50,17 +43,8 @@ LOSSES: dict[str, Callable] = {"detector": detector_losses, "siamese": siamese_l
 
 def train(net: str, replica: int, on_step: Callable[[int, float], None] | None = None) -> nn.Module:
     torch.manual_seed(replica)
-    model = NETS[net]().to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE[net], weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE[net], total_steps=STEPS[net])
-    for step, loss in zip(range(STEPS[net]), LOSSES[net](model, replica)):
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if on_step:
-            on_step(step, loss.item())
-    return model.eval().to(memory_format=torch.contiguous_format)
+    model = NETS[net]().to(memory_format=torch.channels_last)
+    return recipes.one_cycle(model, LOSSES[net](model, replica), STEPS[net], RATE[net], on_step).to(memory_format=torch.contiguous_format)
 
 
 def quality(net: str, model: nn.Module) -> str:
@@ -71,24 +55,5 @@ def quality(net: str, model: nn.Module) -> str:
     return f"{tracking.success(track_all(lambda: tracking.Tracker(model))[1].ravel()):.1f} success on the videos"
 
 
-def main() -> None:
-    from safetensors.torch import save_file
-    from tqdm import tqdm
-
-    from .. import CHECKPOINTS
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("net", choices=NETS)
-    parser.add_argument("replica", type=int)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    with tqdm(total=STEPS[args.net], desc=f"{args.net}-{args.replica}", mininterval=5) as bar:
-        model = train(args.net, args.replica, lambda step, loss: (bar.update(), bar.set_postfix(loss=f"{loss:.3f}", refresh=False)))
-    score, path = quality(args.net, model), CHECKPOINTS / f"{args.net}-{args.replica}.safetensors"
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()},
-              path, metadata={"net": args.net, "recipe": __doc__.strip(), "data": str(data.EXPECTED), "test": score})
-    print(f"{path.name}: {score}")
-
-
 if __name__ == "__main__":
-    main()
+    recipes.command(__doc__, list(NETS), STEPS.__getitem__, train, quality, data.EXPECTED)

@@ -6,13 +6,13 @@ initialisation and of the order of the clips. Written to ``data/checkpoints/c3d-
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .. import recipes
 from . import data
 from .nets import C3DSmall
 
@@ -21,28 +21,17 @@ STEPS, BATCH = 1_500, 32
 
 def batches(seed: int, size: int = BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Shuffled batches of the training clips without end; the order depends on ``seed`` alone."""
-    source, generator = data.split("train"), torch.Generator().manual_seed(seed)
-    while True:
-        for index in torch.randperm(len(source), generator=generator).split(size):
-            if len(index) == size:
-                clips = data.scaled(source.clips[index.numpy()])
-                yield clips.contiguous(memory_format=torch.channels_last_3d), torch.from_numpy(source.labels[index.numpy()])
+    source = data.split("train")
+    for index in recipes.shuffled(len(source), size, seed):
+        clips = data.scaled(source.clips[index.numpy()])
+        yield clips.contiguous(memory_format=torch.channels_last_3d), torch.from_numpy(source.labels[index.numpy()])
 
 
 def train(model: nn.Module, steps: int, seed: int, lr: float = 6e-3, on_step: Callable[[int, float], None] | None = None) -> nn.Module:
     """Trains in place. ``on_step(step, loss)`` is called after each step."""
-    model.to(memory_format=torch.channels_last_3d).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step, (clips, labels) in zip(range(steps), batches(seed)):
-        loss = F.cross_entropy(model(clips), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if on_step:
-            on_step(step, loss.item())
-    return model.eval().to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.channels_last_3d)
+    losses = (F.cross_entropy(model(clips), labels) for clips, labels in batches(seed))
+    return recipes.one_cycle(model, losses, steps, lr, on_step).to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
@@ -52,25 +41,6 @@ def right(model: nn.Module, split: str = "test", n: int | None = None):
     return (torch.cat([model(batch).argmax(1) for batch in clips.split(100)]) == labels).numpy()
 
 
-def main() -> None:
-    from safetensors.torch import save_file
-    from tqdm import tqdm
-
-    from .. import CHECKPOINTS
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("replica", type=int)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(args.replica)
-    with tqdm(total=STEPS, desc=f"c3d-small-{args.replica}", mininterval=5) as bar:
-        model = train(C3DSmall(), STEPS, args.replica, on_step=lambda step, loss: bar.update())
-    score = 100 * right(model).mean()
-    path = CHECKPOINTS / f"c3d-small-{args.replica}.safetensors"
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path,
-              metadata={"net": "c3d-small", "recipe": __doc__.strip(), "data": str(data.EXPECTED), "test_accuracy": f"{score:.2f}"})
-    print(f"{path.name}: {score:.2f} % of the test clips")
-
-
 if __name__ == "__main__":
-    main()
+    recipes.command(__doc__, ["c3d-small"], lambda net: STEPS, lambda net, replica, on_step: train(C3DSmall(), STEPS, replica, on_step=on_step),
+                    lambda net, model: f"{100 * right(model).mean():.2f} % of the test clips", data.EXPECTED)
