@@ -9,12 +9,11 @@ coordinates are rounded to whole millimetres. `EXPECTED` pins them.
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+from ..clips import Clips, pinned
 
 FRAMES, JOINTS = 24, 25
 CLIPS = {"train": 3_000, "validation": 300, "test": 600}
@@ -47,15 +46,8 @@ MOTION = {
 _SINE = np.rint(16_384 * np.sin(2 * np.pi * np.arange(4096) / 4096)) / 16_384
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(Clips):
     """``clips``: int16 (N, 3, 24, 25), millimetres from the base of the spine in the first frame; ``labels``: int64 (N,), an index into `ACTIONS`."""
-
-    clips: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def tensors(self, n: int | None = None):
         """The first ``n`` clips in metres, float32 (n, 3, 24, 25), and their labels."""
@@ -67,13 +59,7 @@ class Split:
 @lru_cache(maxsize=3)
 def split(name: str) -> Split:
     """The split ``train``, ``validation`` or ``test`` (generated within a second)."""
-    if name not in CLIPS:
-        raise ValueError(f"split must be one of {', '.join(CLIPS)}, not {name!r}")
-    made = generate(name)
-    if (digest := fingerprint(made)) != EXPECTED[name]:
-        warnings.warn(f"the skeleton data ({name}) differ from those the nets were trained on ({digest}, expected {EXPECTED[name]}): another version of numpy "
-                      f"than constraints.txt pins; numbers will not match", stacklevel=2)
-    return made
+    return pinned(name, EXPECTED, generate, "skeleton", "numpy")
 
 
 def _turn(points: np.ndarray, axis: int, angle: np.ndarray) -> np.ndarray:
@@ -112,8 +98,3 @@ def generate(name: str) -> Split:
         place[:, :, joint] = bone + (0 if parent < 0 else place[:, :, parent])
     clips = np.rint(place).astype(np.int64).transpose(0, 3, 1, 2) + noise
     return Split(clips.astype(np.int16), labels)
-
-
-def fingerprint(part: Split) -> str:
-    """SHA-256 of the coordinates and labels, 16 hexadecimal digits."""
-    return hashlib.sha256(part.clips.tobytes() + part.labels.astype(np.uint8).tobytes()).hexdigest()[:16]

@@ -15,23 +15,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...contracts.structure.surgery import macs, parameters
-from ...core.study import Metric, Result, StudyError, Track
+from ...core.study import Result, StudyError, Track
 from .. import CHECKPOINTS
-from ..vision import file_bytes
+from ..vision import METRICS, file_bytes
 from . import data, recipe
 from .nets import C3DSmall
 
 EXAMPLE = torch.zeros(1, 1, data.FRAMES, data.SIDE, data.SIDE)
 TEST_CLIPS = 500
 REPLICAS = 3
-
-METRICS = {
-    "accuracy": Metric("accuracy (%)"),
-    "macs": Metric("MACs (millions)", False, 2),
-    "macs_share": Metric("MACs left (share)", False, 3),
-    "params": Metric("parameters (thousands)", False, 1),
-    "bytes": Metric("file (KB)", False, 1),
-}
 
 
 @lru_cache(maxsize=REPLICAS)

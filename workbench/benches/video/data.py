@@ -10,13 +10,11 @@ All arithmetic is on integers, so the clips are the same on every CPU; `EXPECTED
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from ..clips import Clips, pinned
 from ..vision.data import DIGITS, STRIPS, photographs
 
 FRAMES, SIDE = 8, 24
@@ -25,15 +23,8 @@ MOTIONS = tuple((speed * dy, speed * dx) for dy, dx in ((0, -1), (0, 1), (-1, 0)
 EXPECTED = {"train": "018ed42284507069", "validation": "ed5c592c35aece28", "test": "8d530d4f7b2304fb"}
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(Clips):
     """``clips``: uint8 (N, 8, 24, 24); ``labels``: int64 (N,), an index into `MOTIONS`."""
-
-    clips: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def tensors(self, n: int | None = None):
         """The first ``n`` clips as float32 (n, 1, 8, 24, 24), about zero mean and unit spread, and their labels."""
@@ -52,13 +43,7 @@ def scaled(clips: np.ndarray):
 @lru_cache(maxsize=3)
 def split(name: str) -> Split:
     """The split ``train``, ``validation`` or ``test`` (generated within a second)."""
-    if name not in CLIPS:
-        raise ValueError(f"split must be one of {', '.join(CLIPS)}, not {name!r}")
-    made = generate(name)
-    if (digest := fingerprint(made)) != EXPECTED[name]:
-        warnings.warn(f"the video data ({name}) differ from those the nets were trained on ({digest}, expected {EXPECTED[name]}): other versions of "
-                      f"scikit-learn, scikit-image or pillow than constraints.txt pins; numbers will not match", stacklevel=2)
-    return made
+    return pinned(name, EXPECTED, generate, "video", "scikit-learn, scikit-image or pillow")
 
 
 def digits(name: str) -> np.ndarray:
@@ -96,8 +81,3 @@ def generate(name: str) -> Split:
             layer, back = layer[8:8 + SIDE, 8:8 + SIDE], strip[y + pan[0] * t:y + pan[0] * t + SIDE, x + pan[1] * t:x + pan[1] * t + SIDE]
             clips[i, t] = np.maximum(back, layer) - np.minimum(back, layer)
     return Split(clips, labels)
-
-
-def fingerprint(part: Split) -> str:
-    """SHA-256 of the uint8 pixels and labels, 16 hexadecimal digits."""
-    return hashlib.sha256(part.clips.tobytes() + part.labels.astype(np.uint8).tobytes()).hexdigest()[:16]
