@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...benches import CHECKPOINTS, detection
-from ...benches.detection import boxes, data
+from ...benches.detection import boxes, data, recipe
 from ...contracts.structure.macs import parameters
 from ...core.measurements import write_whole
 from ...core.study import StudyError
@@ -100,11 +100,12 @@ def sequential_proximal(replica: int, size: float, alpha: float) -> Specialized:
 
 
 def small(replica: int, size: float, alpha: float) -> Specialized:
-    """A net of the very widths that BSGC ended with, from nothing, with the same loss for as many steps: specialised and distilled."""
+    """A net of the very widths that BSGC ended with, from nothing, with the same loss for as many steps as the general detector and BSGC took together."""
     torch.manual_seed(replica)
     net = detection.dense("detector", replica)
     student = type(net)(**shipped("joint", size, alpha, replica).model.config())
-    return specialize(net, domain(replica), memory(replica), 1.0, alpha, Detection(), METHOD, student=student)
+    longer = replace(METHOD, steps=METHOD.steps + recipe.STEPS["detector"])
+    return specialize(net, domain(replica), memory(replica), 1.0, alpha, Detection(), longer, student=student)
 
 
 KINDS: dict[str, Callable[[int, float, float], Specialized]] = {

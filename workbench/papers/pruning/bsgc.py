@@ -157,7 +157,7 @@ STUDY = Study(
               better("camera_ap", "sequential, proximal", by=2, **AT)),
         Claim("joint beats pruning alone", "At 10 %, it is at least 2 points better on the camera than L1 pruning repaired on the general domain",
               better("camera_ap", "prune only", by=2, **AT)),
-        Claim("pruned beats small", "At 10 %, it is at least as good on the camera as a net of the same widths, from nothing, taught by the same loss for as many steps",
+        Claim("pruned beats small", "At 10 %, it is at least as good on the camera as a net of the same widths, from nothing, taught by the same loss for as many steps as the detector and BSGC took together",
               better("camera_ap", "small net", **AT)),
         Claim("labels are a luxury", "Without any label of the camera, 10 % of the parameters still reach the whole general detector's AP50 there",
               better("camera_ap", "general detector", of="BSGC without labels"),
