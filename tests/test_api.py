@@ -74,3 +74,14 @@ def test_codecs_by_name_give_the_data_back():
     assert workbench.decode(workbench.encode(b"some bytes")) == b"some bytes"
     with pytest.raises(StudyError, match="no paper 'iflo'; the nearest are iflow"):
         workbench.encode(data, "iflo")
+
+
+@pytest.mark.parametrize(("method", "says"), [("iflow", "iflow: it compresses another kind of thing: compress"), ("speech-separator", "neither `scores` nor `compress`"),
+                                              (object(), "method: object is no method")])
+def test_what_does_not_compress_networks_says_so(method, says):
+    import torch
+
+    from workbench import compress
+
+    with pytest.raises(StudyError, match=says):
+        compress(torch.nn.Linear(2, 2), method, 0.5, example=torch.zeros(1, 2), probe=None)

@@ -175,6 +175,20 @@ def _classic(entry: registry.Entry) -> Any:
     return found()
 
 
+def for_networks(name: Any) -> tuple[Any, str]:
+    """A method by name (or itself) and the function by which it compresses networks, ``scores`` or ``compress``. StudyError: it compresses another kind of thing."""
+    import inspect
+
+    method, said = by_name(name), name if isinstance(name, str) else "method"
+    for function, takes in (("scores", ("groups", "model")), ("compress", ("model", "ratio"))):
+        if hasattr(method, function):
+            found = tuple(inspect.signature(getattr(method, function)).parameters)
+            if found[:2] != takes:
+                raise StudyError(f"{said}: it compresses another kind of thing: {function}({', '.join(found)})")
+            return method, function
+    raise StudyError(f"{said}: {type(method).__name__} is no method for networks of one's own: it has neither `scores` nor `compress`")
+
+
 def compress(model: Any, method: Any, ratio: float, **settings: Any):
     """Your own ``nn.Module`` by a paper's method (id, short name or object); see `contracts.model.compress` for the arguments.
 
@@ -182,7 +196,7 @@ def compress(model: Any, method: Any, ratio: float, **settings: Any):
     """
     from .contracts.model import compress as apply
 
-    return apply(model, by_name(method), ratio, **{"probe": timed, **settings})
+    return apply(model, for_networks(method)[0], ratio, **{"probe": timed, **settings})
 
 
 def timed(pair: Mapping[str, Callable[[], Any]], wait: float = 20, rounds: int = 12) -> Any:

@@ -116,19 +116,10 @@ def trial(name: str, ratio: float, before: np.ndarray | None, wait: float) -> tu
 
 
 def kind(name: str) -> str:
-    """``scores`` or ``compress``, the function by which the method compresses networks; ValueError says why it does not."""
-    import inspect
-
+    """``scores`` or ``compress``, the function by which the method compresses networks; StudyError says why it does not."""
     from . import api
 
-    method = api.by_name(name)
-    for function, takes in (("scores", ("groups", "model")), ("compress", ("model", "ratio"))):
-        if hasattr(method, function):
-            found = tuple(inspect.signature(getattr(method, function)).parameters)
-            if found[:2] != takes:
-                raise ValueError(f"it compresses another kind of thing: {function}({', '.join(found)})")
-            return function
-    raise ValueError(f"{type(method).__name__} is no method for networks of one's own: it has neither `scores` nor `compress`")
+    return api.for_networks(name)[1]
 
 
 def _guarded(token: str, payload: bytes, function: Callable, *arguments: Any) -> tuple[bool | None, Any]:

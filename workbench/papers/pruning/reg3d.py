@@ -272,7 +272,8 @@ STUDY = Study(
               better("accuracy", "uniform ratios", by=-0.5, of="3D-Reg, trained now", speedup=5),
               reason="the reconstructed ratios take 95 % of the two last convolutions and leave a bottleneck of eleven channels"),
         Claim("beats training from nothing", "At a speed-up of 5 it is at least as good as a net of a fifth of the MACs, trained from nothing for as many steps as the dense net and its pruning",
-              better("accuracy", "small net from scratch", speedup=5)),
+              better("accuracy", "small net from scratch", speedup=5),
+              reason="a narrow dense net learns this task well in 1,620 steps, while a net that lost four fifths of its columns has 120 steps to recover"),
         Claim("shipped as trained", "The shipped nets are within a point of those trained now", better("accuracy", "3D-Reg, trained now", by=-1, speedup=5)),
     ),
     parts={
