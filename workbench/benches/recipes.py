@@ -19,15 +19,24 @@ def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
         yield from (index for index in torch.randperm(n, generator=generator).split(size) if len(index) == size)
 
 
-def one_cycle(model: nn.Module, losses: Iterable[Tensor], steps: int, lr: float, on_step: Callable[[int, float], None] | None = None) -> nn.Module:
-    """Trains in place, one step a loss: AdamW with weight decay 1e-3, the rate up to ``lr`` and down. ``on_step(step, loss)`` is called after each."""
+def one_cycle(model: nn.Module, losses: Iterable[Tensor], steps: int, lr: float, on_step: Callable[[int, float], None] | None = None,
+              before: Callable[[], None] | None = None, after: Callable[[int, float], None] | None = None) -> nn.Module:
+    """Trains in place, one step a loss: AdamW with weight decay 1e-3, the rate up to ``lr`` and down. ``on_step(step, loss)`` is called after each.
+
+    ``before()`` may change gradients, ``after(step, rate now)`` weights.
+    """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for step, loss in zip(range(steps), losses):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if before:
+            before()
         optimizer.step()
+        if after:
+            with torch.no_grad():
+                after(step, schedule.get_last_lr()[0])
         schedule.step()
         if on_step:
             on_step(step, loss.item())

@@ -12,21 +12,19 @@ Trained by the recipe of :mod:`.vision.recipe` (six epochs); the replica number 
 
 from __future__ import annotations
 
-import argparse
 import copy
 from functools import lru_cache
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from ..core.study import StudyError
-from . import CHECKPOINTS
+from . import CHECKPOINTS, recipes
 from .vision import recipe
 from .vision.data import EXPECTED, SPLITS
 from .vision.nets import CLASSES, VGGSmall
 
-EPOCHS = 6
+STEPS = 6 * (SPLITS["train"] // 128)
 
 
 class VGGFC(nn.Module):
@@ -62,21 +60,6 @@ def dense(replica: int = 0) -> nn.Module:
     return copy.deepcopy(_dense(replica))
 
 
-def main() -> None:
-    from safetensors.torch import save_file
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("replica", type=int)
-    replica = parser.parse_args().replica
-    torch.set_num_threads(1)
-    torch.manual_seed(replica)
-    model = recipe.train(VGGFC(), EPOCHS * (SPLITS["train"] // 128), replica)
-    score = recipe.accuracy(model)
-    path = CHECKPOINTS / f"vgg-fc-{replica}.safetensors"
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()},
-              path, metadata={"net": "vgg-fc", "recipe": __doc__.strip(), "data": str(EXPECTED), "test_accuracy": f"{score:.2f}"})
-    print(f"{path.name}: {score:.2f} % on the test images")
-
-
 if __name__ == "__main__":
-    main()
+    recipes.command(__doc__, ("vgg-fc",), lambda net: STEPS, lambda net, replica, on_step: recipe.train(VGGFC(), STEPS, replica, on_step=on_step),
+                    lambda net, model: f"{recipe.accuracy(model):.2f} % of the test images", EXPECTED)

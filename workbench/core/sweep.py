@@ -111,7 +111,7 @@ def pool(jobs: int):
         if workers is not None:
             stop(workers)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
+        context.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "pandas", "scipy.stats", "threadpoolctl", "cloudpickle", "workbench.core.sweep"])
         workers = pebble.ProcessPool(jobs, max_tasks=200, context=context, initializer=_start_worker, initargs=(settings,))  # 200: papers' data must not pile up
         _pools[jobs] = settings, workers
         multiprocessing.util.Finalize(None, stop, (workers,), exitpriority=10)  # before this process, itself perhaps a child, waits for its children

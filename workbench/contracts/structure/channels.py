@@ -11,6 +11,7 @@ channel shuffles, …) is left out; :func:`left_alone` says why. Removing channe
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ class Member:
             weight = weight.transpose(0, 1)
         elif isinstance(self.module, nn.Parameter):
             weight = weight.movedim(self.dim, 0)
-        every = len(index) == len(weight) and index.shape[1] == 1 and bool((index[:, 0] == torch.arange(len(index))).all())
+        every = len(index) == len(weight) and index.shape[1] == 1 and torch.equal(index[:, 0], torch.arange(len(index)))
         return (weight.detach() if every else weight.detach()[index]).reshape(len(index), -1)
 
 
@@ -82,9 +83,9 @@ def _slots(member: Member) -> Tensor:
 
 def check_finite(model: nn.Module) -> None:
     """ValueError naming the first parameter that holds NaN or infinity."""
-    values = [p.detach() for p in model.parameters() if p.is_floating_point() and p.numel()]
-    if not values or torch.stack([norm.float().cpu() for norm in torch._foreach_norm(values, torch.inf)]).isfinite().all():
-        return
+    if all(math.isfinite(total) for total in torch.stack([p.detach().sum(dtype=torch.float32).cpu() for p in model.parameters()
+                                                          if p.is_floating_point()] or [torch.zeros(())]).tolist()):
+        return  # a sum is finite only where everything that it adds is
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"model: the weights of {name!r} hold NaN or infinite values; nothing can be scored")
@@ -199,6 +200,18 @@ def _role(node, side: str) -> str:
     return "norm" if isinstance(node.module, NORM) else "other"
 
 
+def _by_unit(unit: np.ndarray, channel: np.ndarray, node) -> tuple[np.ndarray, np.ndarray]:
+    """The units (u,), ascending, and the channels (u, channels per unit) that each holds in a layer, from what holds each channel."""
+    if (unit[1:] > unit[:-1]).all():
+        return unit, channel[:, None].copy()
+    held = _distinct(np.stack([unit, channel], 1))  # sorted by unit, then by channel
+    starts = np.flatnonzero(np.concatenate(([True], held[1:, 0] != held[:-1, 0])))
+    counts = np.diff(starts, append=len(held))
+    if counts.min() != counts.max():
+        raise Stays(f"its units hold different numbers of channels in {_layer(node)}")
+    return held[starts, 0], held[:, 1].reshape(len(starts), -1).copy()
+
+
 def _group(trace: Trace, root) -> ChannelGroup:
     reached, added = _spread(trace, root)
     unit = _units(trace, reached, _channels(root.module, "out", 0))
@@ -210,13 +223,9 @@ def _group(trace: Trace, root) -> ChannelGroup:
     for (node, side), pairs in reached.items():
         if node.type == OP.SPLIT:
             continue
-        held = _distinct(np.stack([unit[pairs[:, 1]], pairs[:, 0]], 1))  # sorted by unit, then by channel
-        starts = np.flatnonzero(np.concatenate(([True], held[1:, 0] != held[:-1, 0])))
-        units, counts = held[starts, 0], np.diff(starts, append=len(held))
-        if counts.min() != counts.max():
-            raise Stays(f"its units hold different numbers of channels in {_layer(node)}")
-        members.append(Member(trace.names[node.module], node.module, _role(node, side), torch.from_numpy(units),
-                              torch.from_numpy(held[:, 1].reshape(len(units), -1).copy()), node.pruning_dim if node.type == OP.PARAMETER else 0))
+        units, index = _by_unit(unit[pairs[:, 1]], pairs[:, 0], node)
+        members.append(Member(trace.names[node.module], node.module, _role(node, side), torch.from_numpy(units), torch.from_numpy(index),
+                              node.pruning_dim if node.type == OP.PARAMETER else 0))
     return ChannelGroup(trace.names[root.module], int(unit.max()) + 1, tuple(members), added and sum(m.role == "producer" for m in members) > 1)
 
 

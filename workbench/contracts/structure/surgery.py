@@ -61,7 +61,7 @@ def _cuts(member: Member, module, gone: Tensor) -> Iterator[tuple[str, Tensor, i
 def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, example) -> list[tuple[Member, Tensor]]:
     """(member, its channels to go), one entry per layer and side."""
     known = {g.name: g for g in groups}
-    found: dict[tuple[str, str], tuple[Member, set]] = {}
+    found: dict[tuple[str, str], tuple[Member, list[Tensor]]] = {}
     for name, units in drop.items():
         if name not in known:
             reason = left_alone(model, example).get(name, f"the groups are {', '.join(known)}")
@@ -74,14 +74,17 @@ def _doomed(drop: Drop, groups: Sequence[ChannelGroup], model: nn.Module, exampl
         going = torch.zeros(group.size, dtype=torch.bool)
         going[units] = True
         for member in group.members:
-            gone = member.index[going[member.units]].flatten().tolist()
-            found.setdefault((member.name, member.role), (member, set()))[1].update(gone)
-    return [(member, torch.tensor(sorted(gone))) for member, gone in found.values() if gone]
+            found.setdefault((member.name, member.role), (member, []))[1].append(member.index[going[member.units]].flatten())
+    gone = ((member, torch.cat(parts).unique() if len(parts) > 1 else parts[0].sort().values) for member, parts in found.values())
+    return [(member, channels) for member, channels in gone if len(channels)]
 
 
-def _find(model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
-    modules = dict(model.named_modules())
-    return modules | {f"{name}.{key}" if name else key: p for name, module in modules.items() for key, p in module._parameters.items()}
+def _part(modules: Mapping[str, nn.Module], name: str) -> nn.Module | nn.Parameter:
+    """The layer or bare parameter of this name."""
+    if name in modules:
+        return modules[name]
+    path, _, leaf = name.rpartition(".")
+    return modules[path]._parameters[leaf]
 
 
 def _rest(count: int, gone: Tensor) -> Tensor:
@@ -108,12 +111,12 @@ def remove(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup]
 
 
 def _removed(model: nn.Module, drop: Drop, groups: Sequence[ChannelGroup], example) -> nn.Module:
-    found = _find(model)
+    modules = dict(model.named_modules())
     doomed = _doomed(drop, groups, model, example)
     smaller: dict[int, Tensor] = {}
     for member, gone in doomed:
         rests: dict[int, Tensor] = {}
-        for _, tensor, dim, out in _cuts(member, found[member.name], gone):
+        for _, tensor, dim, out in _cuts(member, _part(modules, member.name), gone):
             now = smaller.get(id(tensor), tensor).detach()
             count = now.shape[dim]
             rest = rests[count] if count in rests else rests.setdefault(count, _rest(count, out).to(now.device))
@@ -122,9 +125,9 @@ def _removed(model: nn.Module, drop: Drop, groups: Sequence[ChannelGroup], examp
         if id(p) in smaller:
             smaller[id(p)] = nn.Parameter(smaller[id(p)], p.requires_grad)
     small = _copied(model, smaller)  # the memo: where the copy would put a copy of a tensor, it puts the smaller one
-    found = _find(small)
+    modules = dict(small.named_modules())
     for member, gone in doomed:
-        module = found[member.name]
+        module = _part(modules, member.name)
         for count in _axes(member, module)[1]:
             old = getattr(module, count)
             setattr(module, count, (old[0] - len(gone),) if isinstance(old, tuple) else old - len(gone))
@@ -180,9 +183,9 @@ def mask(model: nn.Module, drop: Drop, example, groups: Sequence[ChannelGroup] |
     """A deep copy of the same shape in which the same units are zero: what :func:`remove` must equal. For checks, never for speed or size."""
     groups = groups or channel_groups(model, example) if drop else ()
     masked, small = copy.deepcopy(model), _removed(model, drop, groups, example)
-    found = _find(masked)
+    modules = dict(masked.named_modules())
     for member, gone in _doomed(drop, groups, model, example):
-        module = found[member.name]
+        module = _part(modules, member.name)
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             path, _, leaf = member.name.rpartition(".")
             count = module.normalized_shape[0] if isinstance(module, nn.LayerNorm) else module.num_channels

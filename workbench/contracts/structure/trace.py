@@ -95,8 +95,10 @@ class Trace:
         self.graph, self.inputs = self._run(model, example)
         self.nodes = list(self.graph.module2node.values())
         self._dim: dict = {}
-        self.layer_weights = {m.weight for m in model.modules() if isinstance(m, (CONV, nn.Linear))}
-        self.owners = Counter(id(weight) for m in model.modules() if isinstance(weight := getattr(m, "weight", None), Tensor))
+        self._edges: dict = {}
+        modules = list(model.modules())
+        self.layer_weights = {m.weight for m in modules if isinstance(m, (CONV, nn.Linear))}
+        self.owners = Counter(id(weight) for m in modules if isinstance(weight := getattr(m, "weight", None), Tensor))
         for node in self.nodes:
             self._align_parameters(node)
         self.refusals = {node: reason for node in self.nodes if (reason := self._refusal(node))}
@@ -148,10 +150,12 @@ class Trace:
         return self.owners[id(getattr(module, "weight", None))] > 1
 
     def edges(self, node) -> list[tuple]:
-        """(input node, its autograd node, which of its outputs) of every traced input, in order."""
-        found = [(fn, number) for fn, number in getattr(node.grad_fn, "next_functions", ()) if fn is not None
-                 and not (hasattr(fn, "variable") and fn.variable not in self.graph.module2node)]
-        return [(source, *edge) for source, edge in zip(node.inputs, found, strict=True)] if len(found) == len(node.inputs) else []
+        """(input node, its autograd node, which of its outputs, the shape of that) of every traced input, in order."""
+        if node not in self._edges:
+            found = [(fn, number, shape_of(fn, number)) for fn, number in getattr(node.grad_fn, "next_functions", ()) if fn is not None
+                     and not (hasattr(fn, "variable") and fn.variable not in self.graph.module2node)]
+            self._edges[node] = [(source, *edge) for source, edge in zip(node.inputs, found, strict=True)] if len(found) == len(node.inputs) else []
+        return self._edges[node]
 
     def dim(self, node) -> int | None:
         """The channel dimension of what the node makes."""
@@ -164,7 +168,7 @@ class Trace:
             elif node.type == OP.PARAMETER:
                 self._dim[node] = None
             else:
-                found = (self._moved(node.grad_fn, self.dim(source), shape_of(fn, number)) for source, fn, number in self.edges(node))
+                found = (self._moved(node.grad_fn, self.dim(source), shape) for source, _, _, shape in self.edges(node))
                 self._dim[node] = next((d for d in found if d is not None), None)
         return self._dim[node]
 
@@ -205,11 +209,11 @@ class Trace:
             return f"it runs through {name}, which regroups channels"
         if PRODUCT.search(name):
             return "" if self._inside_a_layer(node.grad_fn) else f"it runs through {name}, which belongs to no layer"
-        return next(filter(None, (self._lost(node, name, *edge) for edge in self.edges(node))), "") or self._crossed(node, name)
+        return next(filter(None, (self._lost(node, name, source, before) for source, _, _, before in self.edges(node))), "") or self._crossed(node, name)
 
-    def _lost(self, node, name: str, source, fn, number: int) -> str:
+    def _lost(self, node, name: str, source, before: tuple[int, ...]) -> str:
         """Why the channels of one input cannot be followed through an operation that is no layer."""
-        dim, before, after = self.dim(source), shape_of(fn, number), shape_of(node.grad_fn)
+        dim, after = self.dim(source), shape_of(node.grad_fn)
         if dim is None or not before:
             return ""
         here = dim in dims_of(node.grad_fn, len(before))
@@ -229,7 +233,7 @@ class Trace:
         return ""
 
     def _crossed(self, node, name: str) -> str:
-        moved = {self._moved(node.grad_fn, self.dim(source), shape_of(fn, number)) for source, fn, number in self.edges(node)} - {None}
+        moved = {self._moved(node.grad_fn, self.dim(source), shape) for source, _, _, shape in self.edges(node)} - {None}
         return f"its channels meet those of another dimension in {name}" if len(moved) > 1 else ""
 
     def _inside_a_layer(self, fn, depth: int = 3) -> bool:
@@ -248,13 +252,13 @@ class Trace:
         """Index maps of the edges from the node's inputs to it, and back."""
         counted: dict[int, int] = {}
         widths = self._widths(node) if node.type == OP.CONCAT else None
-        for i, (source, fn, number) in enumerate(self.edges(node)):
+        for i, (source, fn, number, before) in enumerate(self.edges(node)):
             after, back = [None, None], [None, None]  # forwards: leave the source, enter the node
             if source.type == OP.SPLIT and self.dim(source) in dims_of(fn, len(shape_of(fn))):
                 sizes = [shape_of(fn, k)[self.dim(source)] for k in range(number + 1)]
                 start, width = sum(sizes[:-1]), sizes[-1]
                 after[0], back[1] = _range(start, width), _shift(start)
-            dim, before, target = self.dim(source), shape_of(fn, number), shape_of(node.grad_fn)
+            dim, target = self.dim(source), shape_of(node.grad_fn)
             expected = 1 if isinstance(node.module, CHANNELS_FIRST) else len(before) - 1 if isinstance(node.module, CHANNELS_LAST) else dim
             if widths:
                 after[1], back[0] = _shift(widths[i][0]), _range(*widths[i])
@@ -288,7 +292,7 @@ class Trace:
         if -1 in sizes:  # a part that no weight influences
             sizes[sizes.index(-1)] = shape_of(node.grad_fn)[dim] - sum(s for s in sizes if s > 0)
         offsets = np.cumsum([0, *sizes]).tolist()
-        traced = {(fn, number) for _, fn, number in self.edges(node)}
+        traced = {(fn, number) for _, fn, number, _ in self.edges(node)}
         return [(offsets[i], sizes[i]) for i, edge in enumerate(node.grad_fn.next_functions) if tuple(edge) in traced]
 
 

@@ -9,6 +9,7 @@ initialisation and of the order of the clips. All variants of a task and replica
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...benches import CHECKPOINTS, sounds
+from ...benches.recipes import one_cycle
 from ...benches.vision.lenet import source
 from ...core.study import StudyError
 from ._compact_nets import CompactNet, loss_of
@@ -50,20 +52,15 @@ def fit(model: nn.Module, task: str, seed: int, steps: int | None = None) -> nn.
     """Trains in place, in evaluation mode afterwards."""
     inputs, labels = data(task, "train")
     steps = steps or STEPS[task]
-    model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    generator, order = torch.Generator().manual_seed(seed), []
-    for _ in range(steps):
-        if not order:
-            order = [part for part in torch.randperm(len(labels), generator=generator).split(BATCH[task]) if len(part) == BATCH[task]]
-        index = order.pop()
-        loss = loss_of(task, model(inputs[index].to(memory_format=torch.channels_last)), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval().to(memory_format=torch.contiguous_format)
+
+    def losses() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for index in reversed([part for part in torch.randperm(len(labels), generator=generator).split(BATCH[task]) if len(part) == BATCH[task]]):
+                yield loss_of(task, model(inputs[index].to(memory_format=torch.channels_last)), labels[index])
+
+    one_cycle(model.to(memory_format=torch.channels_last), losses(), steps, RATE)
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def trained(task: str, variant: str, replica: int) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...benches.recipes import one_cycle
 from ...contracts.model import inputs_and_labels
 from ...contracts.structure.trace import forward
 from .classics import weights
@@ -90,18 +91,12 @@ def train_steps(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], steps
     """``steps`` steps of AdamW in place, one cycle up to ``rate``; ``after(step)`` is called after each. ``loss(model, inputs, labels)``: default
     cross-entropy. Returns the losses; the model is left in evaluation mode."""
     loss = loss or (lambda net, inputs, labels: F.cross_entropy(forward(net, inputs), labels))
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    losses = []
-    for step, (inputs, labels) in zip(range(steps), stream):
-        value = loss(model, inputs, labels)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        schedule.step()
+    losses: list[float] = []
+
+    def on_step(step: int, value: float) -> None:
+        losses.append(value)
         if after:
             after(step)
-        losses.append(value.item())
-    model.eval()
+
+    one_cycle(model, (loss(model, inputs, labels) for inputs, labels in stream), steps, rate, on_step)
     return losses

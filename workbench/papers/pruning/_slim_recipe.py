@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...benches import CHECKPOINTS, vision
+from ...benches.recipes import shuffled
 from ...benches.students import PLANS, Student
 from ...benches.vision import data
 from ...benches.vision.recipe import accuracy
@@ -45,14 +46,12 @@ def teacher_logits(replica: int) -> Tensor:
 
 def stream(seed: int, teacher: int | None = None) -> Iterator:
     """Shuffled batches without end: (images, labels), or (images, (labels, logits of the teacher of this replica))."""
-    images, generator = data.split("train"), torch.Generator().manual_seed(seed)
+    images = data.split("train")
     logits = None if teacher is None else teacher_logits(teacher)
-    while True:
-        for index in torch.randperm(len(images), generator=generator).split(BATCH):
-            if len(index) == BATCH:
-                x = torch.from_numpy(images.images[index.numpy()].astype("float32")).sub_(100.0).div_(70.0).contiguous(memory_format=torch.channels_last)
-                y = torch.from_numpy(images.labels[index.numpy()])
-                yield x, y if logits is None else (y, logits[index])
+    for index in shuffled(len(images), BATCH, seed):
+        x = torch.from_numpy(images.images[index.numpy()].astype("float32")).sub_(100.0).div_(70.0).contiguous(memory_format=torch.channels_last)
+        y = torch.from_numpy(images.labels[index.numpy()])
+        yield x, y if logits is None else (y, logits[index])
 
 
 def student(name: str, replica: int, temperature: float = TEMPERATURE, alpha: float = ALPHA) -> nn.Module:

@@ -84,7 +84,8 @@ class FSCL:
         scales = batchnorm_scales(group, order) if self.fold_batchnorm else {}
         for producer in group.producers:
             written = kernels(producer)
-            written = written * scales.get(producer.name, torch.ones(len(written)))[:, None, None]
+            if producer.name in scales:
+                written = written * scales[producer.name][:, None, None]
             for consumer in group.consumers:
                 read = kernels(consumer)
                 if self.consumers == "shuffled":
@@ -105,7 +106,7 @@ class FSCL:
         products = torch.bmm(p, q.transpose(1, 2))
         if self.pairs == "aligned":
             products = products.diagonal(dim1=1, dim2=2)[:, :, None]
-        return products.norm(dim=(1, 2)) if self.similarity == "fro" else products.abs().sum((1, 2))
+        return products.norm(dim=(1, 2)) if self.similarity == "fro" else products.abs_().sum((1, 2))
 
 
 def kernels(member: Member) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...benches import vision
+from ...benches.recipes import one_cycle
 from ...benches.vision.recipe import batches
 from ...contracts.structure.surgery import reestimate_batchnorm
 from . import Pruned
@@ -26,23 +27,10 @@ STEPS, BATCH, TUNE, LEARN = 60, 64, 2e-3, 6e-3
 def fit(model: nn.Module, seed: int, steps: int = STEPS, rate: float = TUNE, before: Callable[[], None] | None = None,
         after: Callable[[int, float], None] | None = None) -> list[float]:
     """Trains in place: ``steps`` steps of AdamW, one cycle up to ``rate``. ``before()`` may change gradients, ``after(step, rate now)`` weights."""
-    model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    losses = []
-    for step, (images, labels) in zip(range(steps), batches(2000 + seed, BATCH)):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if before:
-            before()
-        optimizer.step()
-        if after:
-            with torch.no_grad():
-                after(step, schedule.get_last_lr()[0])
-        schedule.step()
-        losses.append(loss.item())
-    model.eval().to(memory_format=torch.contiguous_format)
+    losses: list[float] = []
+    values = (F.cross_entropy(model(images), labels) for images, labels in batches(2000 + seed, BATCH))
+    one_cycle(model.to(memory_format=torch.channels_last), values, steps, rate, lambda step, loss: losses.append(loss), before, after)
+    model.to(memory_format=torch.contiguous_format)
     return losses
 
 
