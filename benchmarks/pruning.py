@@ -17,10 +17,10 @@ import torch
 import torch_pruning as tp
 
 from workbench.benches import vision
-from workbench.contracts.structure.surgery import channel_groups, remove
 from workbench.core.probe import compare
-from workbench.papers.pruning import inside_blocks, score_and_remove
+from workbench.papers.pruning import score_and_remove
 from workbench.papers.pruning.fscl import FSCL
+from workbench.peers.torch_pruning import lowest_of_each
 
 
 def peer(net: torch.nn.Module, ratio: float) -> None:
@@ -35,13 +35,6 @@ def peer_on_a_copy(model: torch.nn.Module, ratio: float) -> None:
     peer(copy.deepcopy(model), ratio)
 
 
-def like_with_like(model: torch.nn.Module, ratio: float) -> None:
-    """FSCL's scores, the lowest of every layer taken out: no search for a share of the MACs."""
-    groups = inside_blocks(channel_groups(model, vision.EXAMPLE))
-    scores = FSCL().scores(groups, model)
-    remove(model, {name: score.argsort()[:round((1 - (1 - ratio) ** 0.5) * len(score))] for name, score in scores.items()}, vision.EXAMPLE, groups)
-
-
 def milliseconds(act: Callable[[], object]) -> float:
     start = time.perf_counter()
     act()
@@ -52,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for net in ("vgg-small", "resnet20"):
         model = vision.dense(net)
-        acts = (partial(like_with_like, model, 0.5), partial(peer_on_a_copy, model, 0.5), partial(score_and_remove, FSCL(), model, 0.5))
+        acts = (partial(lowest_of_each, FSCL(), model, 1 - 0.5**0.5, vision.EXAMPLE), partial(peer_on_a_copy, model, 0.5), partial(score_and_remove, FSCL(), model, 0.5))
         taken = np.array([[milliseconds(act) for act in acts] for _ in range(16)])[1:]
         ratio = np.sort(taken[:, 1] / taken[:, 0])
         print(f"{net}: FSCL score + surgery {np.median(taken[:, 0]):.0f} ms; torch-pruning takes {np.median(ratio):.2f}× as long ({ratio[1]:.2f}–{ratio[-2]:.2f}); "

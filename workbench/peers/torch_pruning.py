@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.benches import public
-from workbench.contracts.structure.surgery import channel_groups, macs
+from workbench.contracts.structure.surgery import channel_groups, macs, remove
 from workbench.core.golden import environment
 from workbench.papers.pruning import inside_blocks, score_and_remove
 from workbench.papers.pruning._public_points import Point, read, write
@@ -29,7 +29,7 @@ from workbench.peers.house import OWN
 CRITERIA = {"tp magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2), "tp taylor": tp.importance.GroupTaylorImportance,
             "tp bn-scale": tp.importance.BNScaleImportance}
 EVERYWHERE = "tp magnitude, streams too"  # as the library prunes by default: residual streams as well
-STEPS, TOLERANCE, ROUNDS = 9, 0.004, 7
+STEPS, TOLERANCE, ROUNDS = 9, 0.004, 17
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -92,30 +92,36 @@ def quality(course: Course) -> Iterator[list[Point]]:
                for wanted, _, left, model in found]
 
 
-def speed(course: Course) -> dict:
-    """CPU milliseconds of scoring by the L2 norm, choosing and cutting to half the MACs: ours and torch-pruning's in turns; ratio ours / peer.
+def lowest_of_each(method, model: nn.Module, share: float, example) -> nn.Module:
+    """A copy without the ``share`` of every layer's channels that scores lowest: what a pruner does that is told a share of channels."""
+    groups = inside_blocks(channel_groups(model, example))
+    scores = method.scores(groups, model)
+    return remove(model, {name: score.argsort()[:round(share * len(score))] for name, score in scores.items()}, example, groups)
 
-    Ours finds the threshold for the MACs asked for and runs the cut net once within that time; torch-pruning is handed the share of channels that
-    gives these MACs. ``search_ms``: what finding that share by its own cuts took before.
+
+def speed(course: Course) -> dict:
+    """CPU milliseconds of scoring by the L2 norm and cutting a copy of the net, both told the share of channels that leaves half the MACs, in turns;
+    ratio ours / peer. Ours looks for NaN and runs the cut net once within that time.
+
+    ``whole_ms``: ours told the MACs instead; ``search_ms``: what finding the share for these MACs by the peer's own cuts took before.
     """
     importance, names = CRITERIA["tp magnitude"](), prunable(course)
     macs(cut(course, importance, 0.1, names, {}), course.example)  # what is loaded at first use is no part of the timing
+    times: list[list[float]] = [[], [], []]
     start = time.process_time()
-    _, ratio, left, _ = next(at_macs(Course(**{**vars(course), "ratios": (0.5,)}), importance, names, {}))
+    _, share, left, _ = next(at_macs(Course(**{**vars(course), "ratios": (0.5,)}), importance, names, {}))
     search = time.process_time() - start
-    ours, theirs = [], []
+    acts = (lambda: lowest_of_each(L2(), course.model, share, course.example), lambda: pruner_of(copy.deepcopy(course.model), course, importance, share, names).step(),
+            lambda: score_and_remove(L2(), course.model, 0.5, example=course.example))
     for _ in range(ROUNDS):
-        models = [copy.deepcopy(course.model) for _ in range(2)]
-        start = time.process_time()
-        score_and_remove(L2(), models[0], 0.5, example=course.example)
-        middle = time.process_time()
-        pruner_of(models[1], course, importance, ratio, names).step()
-        ours.append(middle - start)
-        theirs.append(time.process_time() - middle)
-    ratios = sorted(a / b for a, b in zip(ours, theirs))
-    return {"net": course.net, "ours_ms": round(1e3 * statistics.median(ours), 1), "peer_ms": round(1e3 * statistics.median(theirs), 1),
-            "ratio": round(statistics.median(ratios), 3), "low": round(ratios[1], 3), "high": round(ratios[-2], 3), "macs_share": round(left, 3),
-            "search_ms": round(1e3 * search, 1), "rounds": ROUNDS}
+        for act, spent in zip(acts, times):
+            start = time.process_time()
+            act()
+            spent.append(1e3 * (time.process_time() - start))
+    ours, theirs, whole = (statistics.median(spent[1:]) for spent in times)
+    ratios = sorted(a / b for a, b in zip(times[0][1:], times[1][1:]))
+    return {"net": course.net, "ours_ms": round(ours, 1), "peer_ms": round(theirs, 1), "ratio": round(statistics.median(ratios), 3), "low": round(ratios[1], 3),
+            "high": round(ratios[-2], 3), "macs_share": round(left, 3), "whole_ms": round(whole, 1), "search_ms": round(1e3 * search, 1), "rounds": ROUNDS - 1}
 
 
 def kept_alike(course: Course, share: float = 0.4) -> Iterator[dict]:

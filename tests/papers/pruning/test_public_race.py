@@ -97,7 +97,7 @@ def test_peers_are_compared_on_the_same_items_and_over_replicas(tmp_path):
     race_file(tmp_path / "race.json", classic_l1=0.5, paper_new=0.9)
     folder = tmp_path / "peers"
     write(folder / "other.json", {"peer": "other",
-                                  "speed": [{"net": "net", "ours_ms": 1.0, "peer_ms": 2.0, "ratio": 0.5, "low": 0.4, "high": 0.6, "search_ms": 9.0}],
+                                  "speed": [{"net": "net", "ours_ms": 1.0, "peer_ms": 2.0, "ratio": 0.5, "low": 0.4, "high": 0.6, "whole_ms": 2.0, "search_ms": 9.0}],
                                   "kept": [{"net": "net", "equal": True}, {"net": "net", "equal": False}]},
           [Point("net", "its", "peer", ratio, 1 - ratio, {"true": answers(0.7, seed=7)}) for ratio in (0.1, 0.3)]
           + [Point("own", "its", "peer", 0.3, 0.7, {"test": answers(0.5 + 0.1 * r, 50, r)}, replica=r) for r in range(3)])
