@@ -14,8 +14,9 @@ from workbench import lessons
 from workbench.core import live
 from workbench.core.measurements import Stored, write_point
 from workbench.core.study import Contender, StudyError, measure
-from workbench.views import explorer
+from workbench.views.chart import Chart
 from workbench.views.explorer import Explorer
+from workbench.views.slider import GridSlider
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +139,31 @@ def test_static_output_has_no_widget_and_is_small(m, monkeypatch):
     assert "✘ not reproduced" in "".join(item for item in shown if isinstance(item, str))
 
 
-def test_patch_sends_what_differs_and_replaces_other_kinds():
-    widget = go.FigureWidget(go.Bar(x=[1, 2], y=[3, 4]))
-    sent = []
-    widget.data[0].on_change(lambda trace, *values: sent.append(values), "y")
-    explorer.patch(widget, go.Figure(go.Bar(x=[1, 2], y=[3, 4])))
-    assert sent == []
-    explorer.patch(widget, go.Figure(go.Bar(x=[1, 2], y=[3, 9]), layout_title_text="new"))
-    assert list(widget.data[0].y) == [3, 9] and widget.layout.title.text == "new" and len(sent) == 1
-    explorer.patch(widget, go.Figure([go.Heatmap(z=[[1]]), go.Scatter(y=[1])]))
-    assert [trace.type for trace in widget.data] == ["heatmap", "scatter"] and widget.layout.title.text is None
+def test_charts_are_sent_ahead_for_every_stored_setting(page):
+    knob = page.study.knobs[0]
+    rings, picture = page.charts
+    while len(rings._kept) < len(knob.grid):
+        time.sleep(0.01)
+    page.set(**{knob.name: knob.grid[1]})
+    assert rings.at == 1 and rings._kept[1]["points"] == rings.points and len(rings.points["x"]) == len(page.curve.data[-1].x)
+    assert picture._kept[1]["figure"]["key"] == picture.figure["key"], "what the browser has drawn is what the kernel says"
+    assert {kept["figure"]["key"] for kept in picture._kept.values()} > {picture.figure["key"]}
+
+
+def test_a_chart_says_only_what_changed():
+    slider = GridSlider((1, 2), 1, "knob")
+    chart, sent = Chart(slider), []
+    chart.send = lambda content, buffers=None: sent.append(content)
+    figure = go.Figure([go.Bar(x=[1, 2], y=[3, 4]), go.Scatter(x=[1], y=[1])])
+    chart.show(figure)
+    first = chart.figure
+    chart.show(figure, points=([2, float("nan")], [3, 4]), at=1)
+    assert chart.figure == first and chart.points["x"] == [2, None] and chart.at == 1
+    chart.ahead(0, points=([1], [1]))
+    chart.ahead(0, points=([1], [1]))
+    chart.ahead(1, go.Figure())
+    chart.forget()
+    assert [sorted(content) for content in sent] == [["index", "points"], ["figure", "index", "points"], ["clear"]] and not chart._kept
 
 
 # --- measuring in the background ------------------------------------------------------------------------------------------------------------------

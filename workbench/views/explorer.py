@@ -1,6 +1,6 @@
 """The explorer of one paper: sliders, contenders, the quality–cost curve, the paper's picture, its claims.
 
-    slider ──► state ──┬─ stored point ──► rings, picture, table: patched in place at once
+    slider ──► state ──┬─ stored point ──► rings, picture: drawn by the browser at once (see `chart`); words: by the kernel
                        └─ not stored ────► `live.Live`: measured in worker processes, the latest value wins
 
 What it shows is a `readout.Readout`; here are the widgets and the measuring between grid points.
@@ -14,37 +14,14 @@ from collections.abc import Sequence
 from html import escape
 
 import ipywidgets as widgets
-import numpy as np
 import plotly.graph_objects as go
 
 from ..core import live
 from ..core.measurements import Measurements, Stored
 from . import figures, summary
+from .chart import Chart, library
 from .readout import STYLE, Readout, claims_table, static
 from .slider import GridSlider
-
-
-def patch(widget: go.FigureWidget, figure: go.Figure) -> None:
-    """Makes ``widget`` show ``figure``: sends the properties that differ where the traces are of the same kinds, else replaces the traces."""
-    same = [t.type for t in widget.data] == [t.type for t in figure.data]
-    pairs = [(widget.layout, figure.layout), *(zip(widget.data, figure.data, strict=True) if same else ())]
-    with widget.batch_update():
-        for old, new in pairs:
-            before, after = old.to_plotly_json(), new.to_plotly_json()
-            for name in {*before, *after} - {"template", "uid", "type"}:
-                if not _equal(before.get(name), after.get(name)):
-                    old[name] = after.get(name)
-    if not same:
-        widget.data = []
-        widget.add_traces(list(figure.data))
-
-
-def _equal(a, b) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return a is not None and b is not None and np.array_equal(np.asarray(a), np.asarray(b))
-    return a == b
 
 
 class Explorer(Readout):
@@ -104,8 +81,9 @@ class Explorer(Readout):
                      "over": widgets.Dropdown(options=knobs, value=self.over, description="curve over", style=plain_style)}
         for name, box in self.axes.items():
             box.observe(lambda change, name=name: self._turned(name, change.new), "value")
-        self.curve, self.canvas = go.FigureWidget(), go.FigureWidget()
-        self.stage = widgets.VBox([self.canvas])
+        self.curve, self.canvas = go.Figure(), go.Figure()
+        self.charts = Chart(self.sliders[self.over]), Chart(self.sliders[self.over])
+        self.stage = widgets.VBox([self.charts[1]])
         self.drawing, self.reading_, self.here_, self.words_, self.numbers_, self.claims_ = (widgets.HTML() for _ in range(6))
         self.claims_.value = "judging the claims …"
         self.code = widgets.Text(description="as code", layout=wide, style=plain_style)
@@ -122,14 +100,14 @@ class Explorer(Readout):
         self.first = widgets.Checkbox(value=not self.revealed, description="predict first", indent=False)
         self.first.observe(lambda change: self._hide(change.new), "value")
         self.asking = widgets.HBox([self.guess, self.reveal])
-        self.results = widgets.VBox([self.reading_, self.curve, widgets.HBox([*self.axes.values()] if len(knobs) > 1 else [self.axes["x"], self.axes["y"]]),
+        self.results = widgets.VBox([self.reading_, self.charts[0], widgets.HBox([*self.axes.values()] if len(knobs) > 1 else [self.axes["x"], self.axes["y"]]),
                                      self.here_, self.words_, self.numbers_])
         self._hide(not self.revealed)
         sliders = [widgets.HBox([self.sliders[name], self.exact[name]]) for name in self.sliders]
         return widgets.VBox([widgets.HTML(f"{STYLE}<h3>{escape(self.study.name)} on {escape(self.study.track.title or self.study.track.name)}</h3>"),
                              *sliders, widgets.HBox([self.status, self.progress, self.stop, self.measure]),
                              widgets.Box(list(self.toggles.values()), layout=widgets.Layout(flex_flow="row wrap")), self.first, self.asking,
-                             self.results, self.stage, self.drawing, self.claims_, self.code, *(self.own(lambda: self.state) if self.own else ())]).add_class("wb")
+                             self.results, self.stage, self.drawing, self.claims_, self.code, *(self.own(lambda: self.state) if self.own else ()), library()]).add_class("wb")
 
     def _nearest(self, name: str) -> float:
         return min(self.study.knob(name).grid, key=lambda v: abs(v - self.state[name]))
@@ -148,6 +126,8 @@ class Explorer(Readout):
                     self.sliders[name].value, self.exact[name].value = self._nearest(name), self.state[name]
             finally:
                 self._quiet = False
+            if set(moved) - {self.over}:
+                self._ahead()
             self._refresh(changed=False)
             self._ask()
 
@@ -175,26 +155,34 @@ class Explorer(Readout):
     def _turned(self, axis: str, value: str) -> None:
         with self._lock:
             setattr(self, axis, value)
+            for chart in self.charts if axis == "over" else ():
+                chart.slider = self.sliders[value]
             self._redraw()
 
     def _redraw(self) -> None:
         """The whole view: the curve, its table, and what depends on the current point."""
         self._rows = summary.table(self.stored, self.x, self.y, self.shown, self.over)
-        patch(self.curve, figures.curve(self.m, self.state, self.shown, self.x, self.y, self.over, self._rows))
+        self.curve = figures.curve(self.m, self.state, self.shown, self.x, self.y, self.over, self._rows)
+        self.charts[0].show(self.curve)
         self.numbers_.value = self.numbers()
         self._refresh()
-        threading.Thread(target=self._prepare, daemon=True).start()
+        self._ahead()
 
     def _refresh(self, changed: bool = True) -> None:
         """What depends on the current point alone. A setting seen before is only sent, unless what is shown there has ``changed``."""
         if changed:
             self._seen = {}
+            for chart in self.charts:
+                chart.forget()
         xs, ys, drawn, *texts = self._snapshot(self.state, self._seen)
-        with self.curve.batch_update():
-            self.curve.data[-1].x, self.curve.data[-1].y = xs, ys
+        grid = self.study.knob(self.over).grid
+        at = grid.index(self.state[self.over]) if self.state[self.over] in grid else -1
+        self.curve.data[-1].update(x=xs, y=ys)
+        self.charts[0].show(points=(xs, ys), at=at)
         self.stage.layout.display = "" if isinstance(drawn, go.Figure) else "none"
         if isinstance(drawn, go.Figure):
-            patch(self.canvas, drawn)
+            self.canvas = drawn
+            self.charts[1].show(drawn, at=at)
         self.drawing.value = drawn if isinstance(drawn, str) else "" if drawn else "no picture at this setting"
         for box, text in zip((self.reading_, self.here_, self.words_, self.code), texts, strict=True):
             box.value = text
@@ -207,14 +195,21 @@ class Explorer(Readout):
                          self.line(state))
         return seen[key]
 
-    def _prepare(self) -> None:
-        """Draws the other stored grid points ahead, in a thread that yields to the sliders, so that the first visit is as quick as the second."""
-        seen = self._seen
-        for value in self.study.knob(self.over).grid:
+    def _ahead(self) -> None:
+        """Sends the charts of the other stored grid points ahead, in a thread that yields to the sliders, so that moving the slider asks no kernel."""
+        for chart in self.charts:
+            chart.forget()
+        threading.Thread(target=self._prepare, args=(self._seen, dict(self.state)), daemon=True).start()
+
+    def _prepare(self, seen: dict, state: dict) -> None:
+        for index, value in enumerate(self.study.knob(self.over).grid):
             with self._lock:
-                if self._seen is not seen:
+                if self._seen is not seen or {**self.state, self.over: 0} != {**state, self.over: 0}:
                     return
-                self._snapshot({**self.state, self.over: value}, seen)
+                xs, ys, drawn, *_ = self._snapshot({**state, self.over: value}, seen)
+                self.charts[0].ahead(index, points=(xs, ys))
+                if isinstance(drawn, go.Figure):
+                    self.charts[1].ahead(index, drawn)
             time.sleep(0.01)
 
     # --- measuring --------------------------------------------------------------------------------------------------------------------------------
