@@ -22,6 +22,7 @@ Quantised caches are in :mod:`.quantized`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -178,10 +179,10 @@ class PyramidKV(SnapKV):
     def budgets(self, layers: Sequence[Layer]) -> list[int]:
         n, count = layers[0].keys.shape[2], len(layers)
         mean = kept_tokens(n, self.ratio)
-        low = max(mean / self.beta, 2 * mean - n)  # the lowest layer's budget, 2m − low, must not exceed n
-        exact = [low + (2 * mean - 2 * low) * (count - 1 - i) / max(1, count - 1) if count > 1 else mean for i in range(count)]
-        edges = [round(sum(exact[:i])) for i in range(count + 1)]  # differences of rounded sums add up to the whole
-        return [min(n, max(1, b - a)) for a, b in pairwise(edges)]
+        low = max(mean / self.beta, 2 * mean - n, 1)  # the lowest layer gets 2m − low, of which there must be enough
+        exact = [low + 2 * (mean - low) * (count - 1 - i) / (count - 1) for i in range(count)] if count > 1 else [mean]
+        edges = [math.floor(sum(exact[:i]) + 0.5) for i in range(count + 1)]  # differences of rounded sums add up to the whole
+        return [b - a for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def quantize(x: Tensor, bits: int, group: int = 0) -> tuple[Tensor, Tensor, Tens
         low, high = _padded(wide, group).unflatten(-2, (-1, group)).aminmax(dim=-2)
     else:
         low, high = wide.aminmax(dim=-1, keepdim=True)
-    zero = (low - low.abs() * 2 ** -10).half()
-    scale = ((high - zero.float()) / levels * (1 + 2 ** -10)).clamp(min=2 ** -24).half()
+    zero = (low - low.abs() * 2 ** -10 - 2 ** -24).half()  # float16 rounds by at most 2⁻¹¹ of a number, or by 2⁻²⁵
+    scale = ((high - zero.float()) / levels * (1 + 2 ** -10) + 2 ** -24).half()
     if not (zero.isfinite().all() and scale.isfinite().all()):
         raise ValueError("keys, values: a cache with NaN, or beyond the range of float16, cannot be quantised")
     codes = ((x.float() - spread(zero, n, group)) / spread(scale, n, group)).round().clamp(0, levels)
