@@ -239,7 +239,7 @@ def test_the_tail_is_packed_when_it_is_long_enough():
     model, ids = decoder(), prompt()
     with Quantized(8, residual=4)(model) as run:
         generate(model, ids, 12)
-    parts = [len(part.read()[2].flatten()) for part in run.cache.layers[0].held]
+    parts = [part.n for part in run.cache.layers[0].held]
     assert parts == [24, 4, 4] and run.cache.layers[0].keys.shape[2] == 3 and run.cache.get_seq_length() == 35
 
 
@@ -297,8 +297,64 @@ def test_rows_of_attention_are_those_of_the_model():
         rows = model(ids, output_attentions=True).attentions
     for layer, expected in zip(prefill(model, ids).layers, rows, strict=True):
         assert torch.allclose(layer.attention(), expected, atol=1e-6) and torch.allclose(layer.attention(5), expected[:, :, -5:], atol=1e-6)
-        assert torch.allclose(layer.received(rows=7), expected.sum(2), atol=1e-5)
-        assert layer.tally["attention entries"] > 0
+        assert torch.allclose(layer.received(strip=7), expected.sum(2), atol=1e-5)
+        some = torch.tensor([3, 20, 21])
+        assert torch.allclose(layer.attention(some), expected[:, :, some], atol=1e-6)
+        assert layer.tally["attention entries"] == 2 * 4 * 24 * (24 + 5 + 24 + 3) * (layer.index + 1)
+
+
+def test_a_prefill_can_end_early():
+    model, ids, calls = decoder(), prompt(), []
+    for i, block in enumerate(model.model.layers):
+        block.self_attn.q_proj.register_forward_hook(lambda *_, i=i: calls.append(i))
+    whole, part = prefill(model, ids), prefill(model, ids, until=1)
+    assert calls == [0, 1, 2, 0, 1] and len(part.layers) == 2
+    assert all(torch.equal(a.keys, b.keys) and torch.equal(a.queries, b.queries) for a, b in zip(part.layers, whole.layers, strict=False))
+    with pytest.raises(ValueError, match="ended after 2 of 3 layers"):
+        decode(model, part, 1)
+    with pytest.raises(ValueError, match="until: a layer from 0 to 2"):
+        prefill(model, ids, until=3)
+
+
+@dataclass(frozen=True)
+class Relay(Press):
+    """Layers above the first keep what the first one scored, but never the token ``dropped``."""
+
+    ratio: float = 0.5
+    dropped: int = 7
+
+    def scores(self, layer):
+        if layer.index == 0:
+            layer.notes["scores"] = torch.rand(layer.keys.shape[:3], generator=torch.Generator().manual_seed(1))
+        return layer.notes["scores"].masked_fill((layer.ids == self.dropped)[:, None], -1)
+
+
+def test_layers_of_one_pass_share_notes_and_know_the_tokens():
+    model, ids = decoder(), prompt()
+    ids[:, [3, 9]] = 7
+    for source in (ids, prefill(model, ids)):
+        cache = decode(model, source, 1, Relay()).cache
+        for b in range(2):
+            for h in range(2):
+                assert torch.equal(kept(cache, 0)[b][h], kept(cache, 2)[b][h]) and not {3, 9} & set(kept(cache, 0)[b][h].tolist())
+    embeddings = model.get_input_embeddings()(ids)
+    with pytest.raises(TypeError), Relay()(model):  # ids are None then
+        model(inputs_embeds=embeddings, use_cache=True)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with Relay()(model) as run:
+        generate(model, ids, 1, attention_mask=mask)
+        assert [len(head) for head in kept(run.cache, 1)[1]] == [10, 10]
+
+
+def test_a_mask_of_ones_own_is_not_taken_for_padding():
+    """The newest query of a sparse prefill may skip tokens that others look at."""
+    model, ids = decoder(), prompt()
+    sparse = torch.ones(24, 24, dtype=torch.bool).tril()
+    sparse[-1, 5:20] = False
+    with KeyNorm(0.5)(model) as run, torch.no_grad():
+        model(ids, attention_mask=sparse.expand(2, 1, 24, 24), use_cache=True)
+    assert all(len(head) == 12 for head in kept(run.cache, 0)[0]) and any(5 <= place < 20 for head in kept(run.cache, 0)[0] for place in head)
 
 
 def test_keys_before_rope_are_the_projections():

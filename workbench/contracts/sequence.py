@@ -37,13 +37,14 @@ from torch import Tensor, nn
 
 from .files.artifact import ArtifactError
 from .kv.attention import Run, running
-from .kv.cache import Block, Dense, kept, nbytes
+from .kv.cache import Block, Dense, kept, nbytes, new_cache
 from .kv.compress import check_ratio, kept_tokens
 from .kv.decode import Decoded, Prefilled, decode, prefill
 from .kv.files import load, save
 from .kv.layer import Layer
 
-__all__ = ["ArtifactError", "Block", "Decoded", "Dense", "Layer", "Prefilled", "Press", "Run", "decode", "kept", "kept_tokens", "load", "nbytes", "prefill",
+__all__ = ["ArtifactError", "Block", "Decoded", "Dense", "Layer", "Prefilled", "Press", "Run", "decode", "kept", "kept_tokens", "load", "nbytes", "new_cache",
+           "prefill",
            "protect", "reading", "save"]
 
 

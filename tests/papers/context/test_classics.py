@@ -22,7 +22,7 @@ def layer(seed=0, n=N, **changed):
     make = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(B, KV, n, D, generator=make), torch.randn(B, KV, n, D, generator=make)
     queries = 2 * torch.randn(B, HEADS, n, D, generator=make)
-    return replace(Layer(0, 1, keys, values, queries, torch.arange(n).view(1, 1, -1), None, D ** -0.5), **changed)
+    return replace(Layer(0, 1, keys, values, queries, None, D ** -0.5), **changed)
 
 
 def naive(of):

@@ -15,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,10 @@ class Step:
     rope: tuple[Tensor, Tensor] | None
 
 
+class Reached(Exception):
+    """The layer is there after which nothing more is needed."""
+
+
 class Run:
     """One ``with`` block on one model: the methods at work, ``cache`` (the last one compressed) and ``tally`` (attention entries computed for scores)."""
 
@@ -75,7 +79,11 @@ class Run:
         self.captured: list[Layer] | None = None  # a list: layers are put there instead of being compressed
         self.cache: Any = None
         self.tally: Counter = Counter()
+        self.until: int | None = None  # the layer after whose attention a captured prefill ends
         self.waiting: list[tuple[Layer, KVLayer]] = []
+        self.ids: Tensor | None = None  # of a forward pass that has reached the embedding,
+        self.now: Tensor | None = None  # and of the one that is in the layers
+        self.notes: dict[Any, Any] = {}
 
     def the(self, function: str) -> Any:
         """The method that has this function, or None."""
@@ -91,6 +99,10 @@ class Run:
             raise ValueError("method: one that evicts while decoding (`step`) would unpack and pack the whole cache at every token; combine others")
         self.methods.append(method)
 
+    def embed(self, module: nn.Module, args: tuple) -> None:
+        """The pre-hook of the model's input embedding."""
+        self.ids = args[0]
+
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """The pre-hook of an attention layer."""
         cache, index = kwargs.get("past_key_values"), module.layer_idx
@@ -102,6 +114,8 @@ class Run:
             return None
         root = layer.root if isinstance(layer, SharedLayer) else layer
         root.expected = True
+        if not index:
+            self.notes, self.now, self.ids = {}, self.ids, None
         fresh = root.seen == 0 if layer is root else bool(self.waiting)
         if fresh:
             self.cache = cache
@@ -111,9 +125,10 @@ class Run:
     def attend(self, inner: Callable, step: Step, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         """Output (batch, q, H, head_dim) and, of eager attention, its weights; then the cache's turn."""
         root = step.cache.root if isinstance(step.cache, SharedLayer) else step.cache
-        mask, positions = columns_held(root, mask, query, key.shape[1])
+        mask = columns_held(root, mask, query)
         rope = (*step.rope, apply) if step.rope and (apply := getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)) else None
-        layer = Layer(module.layer_idx, self.layers, key, value, query, positions, mask, kwargs["scaling"], rope, root.state, self.tally)
+        sliding = kwargs.get("sliding_window") is not None
+        layer = Layer(module.layer_idx, self.layers, key, value, query, mask, kwargs["scaling"], self.now, rope, sliding, root, root.state, self.notes, self.tally)
         if (method := self.the("attend")) is not None and (out := method.attend(layer)) is not None:
             out = out, None
         else:
@@ -129,11 +144,13 @@ class Run:
         if isinstance(cache, KVLayer):
             self.waiting.append((layer, cache))
         together = self.captured is not None or self.the("budgets") is not None or self.the("layer_map") is not None
-        if together and layer.index < self.layers - 1:
+        if together and layer.index < (self.layers - 1 if self.until is None else self.until):
             return
         pairs, self.waiting = self.waiting, []
         if self.captured is not None:
-            self.captured += [layer for layer, _ in pairs]
+            self.captured += [replace(layer, cache=None) for layer, _ in pairs]
+            if layer.index == self.until:
+                raise Reached
         else:
             compress(pairs, self.the("scores"), self.the("encode"), self.forget)
 
@@ -149,18 +166,17 @@ class Run:
             cache.fold(method.encode)
 
 
-def columns_held(cache: KVLayer, mask: Tensor | None, query: Tensor, kv_heads: int) -> tuple[Tensor | None, Tensor]:
-    """The columns (batch, 1 or H, q, n) of the model's mask (batch, 1, q, all seen) that belong to tokens held, and the places of these tokens."""
-    columns = cache.read()[2] if cache.held else torch.arange(cache.seen, device=query.device).view(1, 1, -1)
-    missing = columns < 0
-    if mask is None and missing.any():
+def columns_held(cache: KVLayer, mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """The columns (batch, 1 or H, q, n) of the model's mask (batch, 1, q, all seen) that belong to tokens held; None where all are looked at."""
+    if not cache.evicted or (mask is None and not cache.ragged):
+        return mask
+    if mask is None:
         mask = torch.ones(1, 1, query.shape[2], cache.seen, dtype=torch.bool, device=query.device)
-    if mask is None or not cache.evicted:
-        return mask, columns
-    size = (max(len(mask), len(columns)), columns.shape[1], mask.shape[2], -1)
+    places = cache.places()
+    size = (max(len(mask), len(places)), places.shape[1], mask.shape[2], -1)
     hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    taken = mask.expand(*size).gather(3, columns.clamp(min=0)[:, :, None].expand(*size)).masked_fill(missing[:, :, None], hidden)
-    return taken if columns.shape[1] == 1 else taken.repeat_interleave(query.shape[1] // kv_heads, 1), columns
+    taken = mask.expand(*size).gather(3, places.clamp(min=0)[:, :, None].expand(*size)).masked_fill((places < 0)[:, :, None], hidden)
+    return taken if places.shape[1] == 1 else taken.repeat_interleave(query.shape[1] // places.shape[1], 1)
 
 
 def _attend(base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
@@ -188,6 +204,7 @@ def running(model: nn.Module, method: Any = None) -> Iterator[Run]:
             for config in {id(m.config): m.config for m in modules}.values():
                 stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = PREFIX + config._attn_implementation
+            stack.callback(model.get_input_embeddings().register_forward_pre_hook(run.embed).remove)
             for module in modules:
                 stack.callback(module.register_forward_pre_hook(run.enter, with_kwargs=True).remove)
         if method is not None:

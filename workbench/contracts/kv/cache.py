@@ -46,30 +46,40 @@ class Dense(Block):
 
 @dataclass(frozen=True)
 class Held:
-    """A block and where its tokens stood: at ``first``, ``first + 1``, … or at ``columns`` (int32).
+    """A block and where its ``n`` tokens stood: at ``first``, ``first + 1``, … or at ``columns`` (int32).
 
-    ``columns`` is (batch, kv_heads or 1, n); where heads hold different numbers, ``counts`` (batch, kv_heads, int32) says how many, the block is
-    (1, 1, all of them, head_dim), head after head, and ``columns`` is as long.
+    ``columns`` is (batch, kv_heads or 1, n); where heads hold different numbers, ``counts`` (batch, kv_heads, int32) says how many, n is the largest,
+    the block is (1, 1, all of them, head_dim), head after head, and ``columns`` is as long.
     """
 
     block: Block
+    n: int
     first: int = 0
     columns: Tensor | None = None
     counts: Tensor | None = None
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values (batch, kv_heads, n, head_dim) and columns (batch or 1, kv_heads or 1, n); −1 marks the padding of shorter heads."""
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, kv_heads, n, head_dim); shorter heads are padded."""
         keys, values = self.block.read()
-        if self.columns is None:
-            return keys, values, torch.arange(self.first, self.first + keys.shape[2], device=keys.device).view(1, 1, -1)
         if self.counts is None:
-            return keys, values, self.columns.long()
+            return keys, values
+        rows, _ = self._rows()
+        return keys[0, 0][rows], values[0, 0][rows]
+
+    def places(self) -> Tensor:
+        """(batch or 1, kv_heads or 1, n): where the tokens stood; −1 for the padding of shorter heads."""
+        if self.columns is None:
+            return torch.arange(self.first, self.first + self.n).view(1, 1, -1)
+        if self.counts is None:
+            return self.columns.long()
+        rows, missing = self._rows()
+        return self.columns.long()[rows].masked_fill(missing, -1)
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
         counts = self.counts.long()
-        slot = torch.arange(int(counts.max()), device=keys.device)
-        rows = (counts.flatten().cumsum(0).view_as(counts) - counts)[..., None] + slot
+        slot = torch.arange(self.n, device=counts.device)
         missing = slot >= counts[..., None]
-        rows = rows.masked_fill(missing, 0)
-        return keys[0, 0][rows], values[0, 0][rows], self.columns.long()[rows].masked_fill(missing, -1)
+        return ((counts.flatten().cumsum(0).view_as(counts) - counts)[..., None] + slot).masked_fill(missing, 0), missing
 
 
 class KVLayer(CacheLayerMixin):
@@ -102,21 +112,31 @@ class KVLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
         self.seen += key_states.shape[2]
-        return self.read()[:2]
+        return self.read()
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values (batch, kv_heads, n, head_dim) and the columns of their tokens (batch or 1, kv_heads or 1, n), −1 for padding."""
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, kv_heads, n, head_dim) of all that is held; heads that hold fewer are padded."""
         if not self.held:
-            return self.keys, self.values, torch.arange(self.seen, device=self.keys.device).view(1, 1, -1)
-        tail = Held(Dense(self.keys, self.values), self.seen - self.keys.shape[2])
-        keys, values, columns = zip(*(part.read() for part in (*self.held, tail)), strict=True)
-        shape = [max(c.shape[axis] for c in columns) for axis in (0, 1)]
-        return torch.cat(keys, 2), torch.cat(values, 2), torch.cat([c.expand(*shape, -1) for c in columns], 2)
+            return self.keys, self.values
+        keys, values = zip(*(part.read() for part in self.held), (self.keys, self.values), strict=True)
+        return torch.cat(keys, 2), torch.cat(values, 2)
+
+    def places(self) -> Tensor:
+        """(batch or 1, kv_heads or 1, n): where in the sequence the tokens held stood; −1 for padding."""
+        tail = torch.arange(self.seen - self.keys.shape[2], self.seen).view(1, 1, -1)
+        parts = [*(part.places() for part in self.held), tail]
+        shape = [max(part.shape[axis] for part in parts) for axis in (0, 1)]
+        return torch.cat([part.to(self.keys.device).expand(*shape, -1) for part in parts], 2)
 
     @property
     def evicted(self) -> bool:
         """Whether tokens that were seen are no longer held."""
         return any(part.columns is not None for part in self.held)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether heads hold different numbers of tokens."""
+        return any(part.counts is not None for part in self.held)
 
     def keep(self, index: Index | None, encode: Callable[[Tensor, Tensor], Block] = Dense, forget: int = 0) -> None:
         """Makes one block of the slots ``index``; everything else is dropped.
@@ -124,31 +144,32 @@ class KVLayer(CacheLayerMixin):
         index: (batch, kv_heads or 1, k), ascending, one set of slots a head; or ``[batch][kv_head]`` lists of (k,) of any length; None keeps all.
         forget: so many of the newest tokens count as not seen.
         """
-        keys, values, columns = self.read()
+        (keys, values), columns = self.read(), self.places()
         n = keys.shape[2] - forget
         self.seen -= forget
         if index is None:
-            held = Held(encode(keys[:, :, :n].clone(), values[:, :, :n].clone()), 0, columns[..., :n].int() if self.evicted else None)
+            held = Held(encode(keys[:, :, :n].clone(), values[:, :, :n].clone()), n, 0, columns[..., :n].int() if self.evicted else None)
             self.state = {name: x[..., :n].clone() for name, x in self.state.items()}
         elif isinstance(index, Tensor):
             columns = columns.expand(index.shape[0], max(index.shape[1], columns.shape[1]), -1)
             wide = index.expand(len(index), keys.shape[1], -1)[..., None]
             block = encode(keys.gather(2, wide.expand(-1, -1, -1, keys.shape[3])), values.gather(2, wide.expand(-1, -1, -1, values.shape[3])))
-            held = Held(block, 0, columns.gather(2, index.expand(*columns.shape[:2], -1)).int())
+            held = Held(block, index.shape[2], 0, columns.gather(2, index.expand(*columns.shape[:2], -1)).int())
             self.state = {name: x.gather(2, index.expand(*x.shape[:2], -1)) for name, x in self.state.items()}
         else:
             columns = columns.expand(*keys.shape[:2], -1)
             place = [(b, h, slots) for b, row in enumerate(index) for h, slots in enumerate(row)]
             flat = [torch.cat([x[b, h, slots] for b, h, slots in place]) for x in (keys, values, columns)]
             counts = torch.tensor([[len(slots) for slots in row] for row in index], dtype=torch.int32, device=keys.device)
-            held = Held(encode(flat[0][None, None], flat[1][None, None]), 0, flat[2].int(), counts)
+            held = Held(encode(flat[0][None, None], flat[1][None, None]), int(counts.max()), 0, flat[2].int(), counts)
             self.state = {}
         self.held = [held]
         self.keys, self.values = keys[:, :, :0].clone(), values[:, :, :0].clone()
 
     def fold(self, encode: Callable[[Tensor, Tensor], Block]) -> None:
         """Makes a block of the tail."""
-        self.held.append(Held(encode(self.keys, self.values), self.seen - self.keys.shape[2]))
+        n = self.keys.shape[2]
+        self.held.append(Held(encode(self.keys, self.values), n, self.seen - n))
         self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -175,8 +196,8 @@ class KVLayer(CacheLayerMixin):
             self.keys, self.values = self.keys[:, :, :tail - n].clone(), self.values[:, :, :tail - n].clone()
             return
         self.seen += n
-        keys, _, columns = self.read()
-        stays = ((columns >= 0) & (columns < self.seen - n)).expand(*keys.shape[:2], -1)
+        places = self.places()
+        stays = ((places >= 0) & (places < self.seen - n)).expand(*self.keys.shape[:2], -1)
         self.keep(rectangle([[head.nonzero()[:, 0] for head in row] for row in stays]))
         self.seen -= n
 
@@ -190,10 +211,10 @@ class KVLayer(CacheLayerMixin):
         """Rows of the batch. ValueError where they are packed or of different lengths."""
         if not self.is_initialized:
             return
-        if any(part.counts is not None or not isinstance(part.block, Dense) for part in self.held):
+        if self.ragged or not all(isinstance(part.block, Dense) for part in self.held):
             raise ValueError("cache: rows of a packed cache, or of one whose heads hold different numbers, cannot be reordered (beam search)")
         self.keys, self.values = self.keys[indices], self.values[indices]
-        self.held = [Held(Dense(part.block.keys[indices], part.block.values[indices]), part.first,
+        self.held = [Held(Dense(part.block.keys[indices], part.block.values[indices]), part.n, part.first,
                           part.columns if part.columns is None or len(part.columns) == 1 else part.columns[indices]) for part in self.held]
         self.state = {name: x[indices] for name, x in self.state.items()}
 
@@ -217,7 +238,7 @@ class SharedLayer(CacheLayerMixin):
         """Nothing is held here."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.root.read()[:2]
+        return self.root.read()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.root.get_mask_sizes(query_length)
@@ -285,5 +306,4 @@ def kept(cache: Cache, layer: int) -> list[list[Tensor]]:
     """``[batch][kv_head]``: the places in the sequence, ascending, whose tokens ``layer`` holds."""
     found = cache.layers[layer]
     root = found.root if isinstance(found, SharedLayer) else found
-    keys, _, columns = root.read()
-    return [[head[head >= 0] for head in row] for row in columns.expand(*keys.shape[:2], -1)]
+    return [[head[head >= 0] for head in row] for row in root.places().expand(*root.keys.shape[:2], -1)]

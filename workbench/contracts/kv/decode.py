@@ -4,15 +4,15 @@ the compressed cache (in a plain prefill the first one comes from the full atten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from .attention import Run, attention_layers, running
+from .attention import Reached, Run, attention_layers, running
 from .cache import new_cache
 from .compress import check_ratio, compress
 from .layer import Layer
@@ -54,12 +54,15 @@ def _check(model: nn.Module, ids: Tensor, steps: int = 1) -> None:
 
 
 @torch.no_grad()
-def prefill(model: nn.Module, ids: Tensor) -> Prefilled:
-    """Runs ``ids`` (batch, n), prompts of equal length, through the model once; see `Prefilled`. It holds keys, values and queries of all layers."""
+def prefill(model: nn.Module, ids: Tensor, until: int | None = None) -> Prefilled:
+    """Runs ``ids`` (batch, n), prompts of equal length, through the model once, or no further than the attention of layer ``until``; see `Prefilled`."""
     _check(model, ids)
     with running(model) as run:
-        run.captured = []
-        model(ids, past_key_values=new_cache(run.layers), use_cache=True, logits_to_keep=1)
+        if until is not None and not 0 <= until < run.layers:
+            raise ValueError(f"until: a layer from 0 to {run.layers - 1} is needed, found {until}")
+        run.captured, run.until = [], until
+        with suppress(Reached):
+            model(ids, past_key_values=new_cache(run.layers), use_cache=True, logits_to_keep=1)
     return Prefilled(ids, run.captured)
 
 
@@ -75,10 +78,11 @@ def _compressed(model: nn.Module, prompt: Tensor | Prefilled, run: Run) -> Cache
         return cache
     if any(hasattr(method, name) for method in run.methods for name in ("attend", "layer_map")):
         raise ValueError("prompt: these methods change the prefill itself; hand in token ids")
-    pairs = list(zip(prompt.layers, cache.layers, strict=True))
+    if len(prompt.layers) != run.layers:
+        raise ValueError(f"prompt: the prefill ended after {len(prompt.layers)} of {run.layers} layers")
+    notes: dict[Any, Any] = {}
+    pairs = [(replace(layer, cache=holder, state={}, notes=notes, tally=run.tally), holder) for layer, holder in zip(prompt.layers, cache.layers, strict=True)]
     for layer, holder in pairs:
-        layer.state = {}
-        layer.tally = run.tally
         holder.update(layer.keys, layer.values)
     compress(pairs, run.the("scores"), run.the("encode"), forget=1)
     return cache

@@ -30,7 +30,7 @@ def save(cache: Cache, path: str | os.PathLike) -> int:
             named = {f"block.{name}": t for name, t in part.block.tensors().items()} | {"columns": part.columns, "counts": part.counts}
             tensors |= {f"{i}.{j}.{name}": t for name, t in named.items() if t is not None}
             plain = {f.name: value for f in fields(part.block) if not isinstance(value := getattr(part.block, f.name), Tensor)}
-            held.append({"class": f"{type(part.block).__module__}:{type(part.block).__qualname__}", "plain": plain, "first": part.first})
+            held.append({"class": f"{type(part.block).__module__}:{type(part.block).__qualname__}", "plain": plain, "n": part.n, "first": part.first})
         layers.append({"seen": layer.seen, "held": held})
     return artifact.save(path, tensors, {"kind": "kv cache", "layers": layers})
 
@@ -58,7 +58,8 @@ def _layer(tensors: dict[str, Tensor], i: int, about: dict[str, Any]) -> KVLayer
     for j, part in enumerate(about["held"]):
         start = f"{i}.{j}.block."
         of = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-        layer.held.append(Held(_block(part["class"])(**of, **part["plain"]), part["first"], tensors.get(f"{i}.{j}.columns"), tensors.get(f"{i}.{j}.counts")))
+        block = _block(part["class"])(**of, **part["plain"])
+        layer.held.append(Held(block, int(part["n"]), int(part["first"]), tensors.get(f"{i}.{j}.columns"), tensors.get(f"{i}.{j}.counts")))
     return layer
 
 
