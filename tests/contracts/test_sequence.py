@@ -10,6 +10,7 @@ from sequences import Ragged, decoder, generate, prompt
 from torch import nn
 from transformers import BertConfig, BertLMHeadModel, DynamicCache, StaticCache, T5Config, T5ForConditionalGeneration
 
+from workbench.contracts.files import artifact
 from workbench.contracts.sequence import ArtifactError, Press, decode, kept, kept_tokens, load, nbytes, prefill, protect, reading, save
 from workbench.papers.context.classics import H2O, Full, HeavyRecent, KeyNorm, PyramidKV, RandomTokens, SinkWindow, SnapKV, StreamingLLM
 from workbench.papers.context.quantized import KIVI, Quantized
@@ -158,6 +159,7 @@ def test_bytes_are_those_of_the_formula(kind):
         index = layers * 2 * k * 4 if ratio else 0
         assert kept_tokens(40, ratio) == k and nbytes(cache) == 2 * layers * 2 * heads * k * d * 4 + index * heads
         assert nbytes(one_set) == 2 * layers * 2 * heads * k * d * 4 + index
+    assert [kept_tokens(100, r) for r in (0.29, 0.57, 0.58, 0.999)] == [71, 43, 42, 1]  # 0.29 · 100 is 28.999… in binary
     assert nbytes(compressed(model, ids, Full())) == nbytes(DynamicCache()) + 2 * layers * 2 * heads * 40 * d * 4
 
 
@@ -195,6 +197,8 @@ def test_decode_sees_the_compressed_cache_from_its_first_token():
     for press in (KeyNorm(0.5), H2O(0.5), Ragged()):
         out = decode(model, ids, 1, press)
         assert torch.allclose(out.logits, tokens_after(model, out.cache, ids, 23), atol=1e-4)
+    budgets = Ragged().budgets(prefill(model, ids).layers)
+    assert [[len(head) for head in row] for row in kept(out.cache, 1)] == budgets[1].tolist()  # the last prompt token included
 
 
 def test_followed_tokens_give_the_likelihood_of_an_answer():
@@ -247,8 +251,9 @@ def test_shared_layers_attend_to_their_root_in_the_prefill_too():
     model, ids = decoder("llama"), prompt()
     twin = copy.deepcopy(model)
     calls = []
-    model.model.layers[2].self_attn.v_proj.register_forward_hook(lambda *_: calls.append(1))
+    model.model.layers[2].self_attn.v_proj.register_forward_hook(lambda _, inputs, output: calls.append(bool(output.any())))
     out = decode(model, ids, 5, Share({2: 0}))
+    assert calls == [False] * 6  # the projection does nothing there
     full = decode(model, ids, 5)
     assert nbytes(out.cache) * 3 == nbytes(full.cache) * 2 and out.cache.layers[2].tensors() == []
 
@@ -265,6 +270,7 @@ def test_shared_layers_attend_to_their_root_in_the_prefill_too():
     reference = decode(twin, ids, 5)
     assert torch.allclose(out.logits, reference.logits, atol=1e-5) and not torch.allclose(out.logits, full.logits, atol=1e-3)
     both = decode(model, ids, 5, (Share({2: 0}), KeyNorm(0.5)))
+    assert torch.allclose(both.logits, decode(twin, ids, 5, KeyNorm(0.5)).logits, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(kept(both.cache, 2)[0], kept(both.cache, 0)[0], strict=True))
     assert nbytes(both.cache) * 3 == nbytes(decode(model, ids, 5, KeyNorm(0.5)).cache) * 2
     assert "forward" not in model.model.layers[2].self_attn.k_proj.__dict__
@@ -325,6 +331,7 @@ class Relay(Press):
 
     def scores(self, layer):
         if layer.index == 0:
+            assert not layer.notes
             layer.notes["scores"] = torch.rand(layer.keys.shape[:3], generator=torch.Generator().manual_seed(1))
         return layer.notes["scores"].masked_fill((layer.ids == self.dropped)[:, None], -1)
 
@@ -396,8 +403,21 @@ def test_the_model_is_afterwards_as_it_was():
         generate(model, ids)
     assert state_of(model) == before and torch.equal(generate(model, ids), plain)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    with RandomTokens(0.5)(model):  # a prefill that failed halfway leaves nothing behind
-        assert generate(model, ids).shape == plain.shape
+    with Full()(model):
+        with RandomTokens(0.9)(model):
+            assert not torch.equal(generate(model, ids), plain)
+        assert torch.equal(generate(model, ids), plain)
+
+
+def test_a_prefill_that_failed_halfway_leaves_nothing_behind():
+    model, ids = decoder(), prompt()
+    expected = decode(model, ids, 3, Ragged()).logits
+    with Ragged()(model):  # which waits for all layers
+        hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(ids, use_cache=True)
+        hook.remove()
+        assert torch.equal(decode(model, ids, 3).logits, expected)
 
 
 def test_two_models_do_not_mix():
@@ -433,8 +453,14 @@ def test_damaged_files_are_refused(tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(ArtifactError):
             load(path)
-    path.write_bytes(data.replace(b"workbench.papers", b"elsewhere.papers"))
-    with pytest.raises(ArtifactError):
+    path.write_bytes(data)
+    file = artifact.read(path)
+    file.meta["layers"][0]["held"][0]["class"] = "json:JSONDecoder"
+    artifact.save(path, file.tensors, file.meta)
+    with pytest.raises(ArtifactError, match="blocks of 'json' are not known"):
+        load(path)
+    artifact.save(path, {}, {"kind": "kv cache", "layers": [{"seen": 3, "held": []}]})
+    with pytest.raises(ArtifactError, match="malformed cache"):
         load(path)
     with pytest.raises(ValueError, match="layer 0 is a DynamicLayer"):
         past = DynamicCache()

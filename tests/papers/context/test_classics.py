@@ -120,23 +120,31 @@ def test_sinks_and_a_window_stay_constant_while_decoding():
 
 def test_heavy_recent_is_a_greedy_loop():
     """Attention accumulated token by token over what is still there, against a loop over the model's own rows."""
-    model, ids, heavy, recent = decoder(num_hidden_layers=1), prompt(1, 12), 3, 3
-    steps = decode(model, ids, 8, HeavyRecent(heavy, recent))
-    ready = prefill(model, torch.cat([ids, steps.tokens[:, :-1]], 1)).layers[0]  # in the only layer, rows do not depend on what was evicted before
-    logits = (ready.queries.view(1, 2, 2, 19, 8) @ ready.keys[:, :, None].transpose(3, 4) * ready.scaling)[0]  # (kv_heads, 2, q, n)
+    model, ids, heavy, recent, n, steps = decoder(num_hidden_layers=1, initializer_range=0.8), prompt(1, 8), 3, 3, 8, 40
+    out = decode(model, ids, steps, HeavyRecent(heavy, recent))
+    whole = prefill(model, torch.cat([ids, out.tokens[:, :-1]], 1)).layers[0]  # in an only layer, rows do not depend on what was evicted before
+    logits = (whole.queries.view(1, 2, 2, -1, 8) @ whole.keys[:, :, None].transpose(3, 4) * whole.scaling)[0]  # (kv_heads, 2, q, n)
+    evicted = set()
     for h in range(2):
-        mass = {j: float(logits[h, :, :12].masked_fill(torch.arange(19) > torch.arange(12)[:, None], -torch.inf).softmax(-1).mean(0).sum(0)[j]) for j in range(11)}
-        old = sorted(range(11 + 1 - recent), key=lambda j: -mass[j])[:heavy]
-        live = sorted(old) + list(range(12 - recent, 11))  # the last prompt token is decoded again
-        for i in range(11, 19):
-            live.append(i)
-            row = logits[h, :, i, live].softmax(-1).mean(0)
-            mass[i] = 0.0
-            for j, a in zip(live, row.tolist(), strict=True):
+        mass = dict.fromkeys(range(n - 1 + steps), 0.0)
+
+        def add(i, live, h=h, mass=mass):
+            for j, a in zip(live, logits[h, :, i, live].softmax(-1).mean(0).tolist(), strict=True):
                 mass[j] += a
+
+        for i in range(n):
+            add(i, list(range(i + 1)))
+        live = sorted(sorted(range(n - recent), key=lambda j: -mass[j])[:heavy]) + list(range(n - recent, n - 1))
+        mass[n - 1] = 0.0  # the last prompt token is decoded again
+        for i in range(n - 1, n - 1 + steps):
+            live.append(i)
+            add(i, live)
             if len(live) > heavy + recent:
-                live.remove(min(live[:-recent], key=lambda j: mass[j]))
-        assert kept(steps.cache, 0)[0][h].tolist() == live
+                lightest = min(live[:-recent], key=lambda j: mass[j])
+                evicted.add(lightest)
+                live.remove(lightest)
+        assert kept(out.cache, 0)[0][h].tolist() == live
+    assert min(evicted) < n and len(evicted) > 30
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

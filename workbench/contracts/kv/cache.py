@@ -298,7 +298,7 @@ def held_tensors(cache: Cache) -> list[Tensor]:
 
 def nbytes(cache: Cache) -> int:
     """Bytes that the cache really holds: keys, values, columns, scales, state; memory that tensors share, or hide behind a slice, counts once, in full."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held_tensors(cache) if t.numel()}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held_tensors(cache)}
     return sum(storages.values())
 
 
