@@ -251,29 +251,29 @@ def test_shared_layers_attend_to_their_root_in_the_prefill_too():
     model, ids = decoder("llama"), prompt()
     twin = copy.deepcopy(model)
     calls = []
-    model.model.layers[2].self_attn.v_proj.register_forward_hook(lambda _, inputs, output: calls.append(bool(output.any())))
-    out = decode(model, ids, 5, Share({2: 0}))
+    model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _, inputs, output: calls.append(bool(output.any())))
+    out = decode(model, ids, 5, Share({1: 0}))
     assert calls == [False] * 6  # the projection does nothing there
     full = decode(model, ids, 5)
-    assert nbytes(out.cache) * 3 == nbytes(full.cache) * 2 and out.cache.layers[2].tensors() == []
+    assert nbytes(out.cache) * 3 == nbytes(full.cache) * 2 and out.cache.layers[1].tensors() == []
 
     root = {}
 
     def remember(module, args, kwargs):
         root["kv"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
-    attention = twin.model.layers[2].self_attn
+    attention = twin.model.layers[1].self_attn
     twin.model.layers[0].self_attn.register_forward_pre_hook(remember, with_kwargs=True)
-    for name in ("k_proj", "v_proj"):  # layer 2 projects layer 0's input by layer 0's weights: what sharing means
+    for name in ("k_proj", "v_proj"):  # layer 1 projects layer 0's input by layer 0's weights: what sharing means
         getattr(attention, name).register_forward_pre_hook(lambda module, args: (root["kv"],))
         getattr(attention, name).weight = getattr(twin.model.layers[0].self_attn, name).weight
     reference = decode(twin, ids, 5)
     assert torch.allclose(out.logits, reference.logits, atol=1e-5) and not torch.allclose(out.logits, full.logits, atol=1e-3)
-    both = decode(model, ids, 5, (Share({2: 0}), KeyNorm(0.5)))
+    both = decode(model, ids, 5, (Share({1: 0}), KeyNorm(0.5)))
     assert torch.allclose(both.logits, decode(twin, ids, 5, KeyNorm(0.5)).logits, atol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(kept(both.cache, 2)[0], kept(both.cache, 0)[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept(both.cache, 1)[0], kept(both.cache, 0)[0], strict=True))
     assert nbytes(both.cache) * 3 == nbytes(decode(model, ids, 5, KeyNorm(0.5)).cache) * 2
-    assert "forward" not in model.model.layers[2].self_attn.k_proj.__dict__
+    assert "forward" not in model.model.layers[1].self_attn.k_proj.__dict__
 
 
 @dataclass(frozen=True)
@@ -352,6 +352,7 @@ def test_layers_of_one_pass_share_notes_and_know_the_tokens():
     with Relay()(model) as run:
         generate(model, ids, 1, attention_mask=mask)
         assert [len(head) for head in kept(run.cache, 1)[1]] == [10, 10]
+        generate(model, ids, 1)  # notes of the pass before are gone
 
 
 def test_a_mask_of_ones_own_is_not_taken_for_padding():
@@ -411,8 +412,9 @@ def test_the_model_is_afterwards_as_it_was():
 
 def test_a_prefill_that_failed_halfway_leaves_nothing_behind():
     model, ids = decoder(), prompt()
-    expected = decode(model, ids, 3, Ragged()).logits
-    with Ragged()(model):  # which waits for all layers
+    method = PyramidKV(0.5, window=4)  # which waits for all layers, and counts them
+    expected = decode(model, ids, 3, method).logits
+    with method(model):
         hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(ids, use_cache=True)
