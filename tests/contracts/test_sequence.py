@@ -316,6 +316,12 @@ def test_a_prefill_can_end_early():
     whole, part = prefill(model, ids), prefill(model, ids, until=1)
     assert calls == [0, 1, 2, 0, 1] and len(part.layers) == 2
     assert all(torch.equal(a.keys, b.keys) and torch.equal(a.queries, b.queries) for a, b in zip(part.layers, whole.layers, strict=False))
+    with KeyNorm(0.5)(model):  # a prefill inside a block leaves the block's method at work
+        prefill(model, ids)
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+    assert len(kept(cache, 0)[0][0]) == 12
     with pytest.raises(ValueError, match="ended after 2 of 3 layers"):
         decode(model, part, 1)
     with pytest.raises(ValueError, match="until: a layer from 0 to 2"):
@@ -527,7 +533,8 @@ class Wrong(Press):
         return {"few": [3], "zero": [0] * 3, "many": [99] * 3}.get(self.kind, [3] * 3)
 
 
-@pytest.mark.parametrize("kind, message", [("shape", r"Wrong.scores: .*\(2, 2, 24\).*found \(2, 2\)"), ("nan", "NaN"), ("few", "one budget for each of 3 layers"),
+@pytest.mark.parametrize("kind, message", [("shape", r"Wrong.scores: .*\(2, 2, 24\).*found \(2, 2\)"), ("nan", "NaN"),
+                                           ("few", "one budget for each of 3 layers"),
                                            ("zero", "layer 0 can keep 1 to 24"), ("many", "found 99")])
 def test_what_a_method_answers_is_checked(kind, message):
     with pytest.raises(ValueError, match=message):
@@ -559,7 +566,8 @@ def test_wrong_arguments_are_named():
                           (lambda: decode(model, ids, 2, SnapKV(0.5, window=32)), "window: .*found 24"),
                           (lambda: decode(model, ids, 2, (SnapKV(0.5), H2O(0.5))), "SnapKV and H2O both have `scores`"),
                           (lambda: decode(model, ids, 2, (HeavyRecent(4, 4), Quantized(4))), "`step`"),
-                          (lambda: decode(model, ids, 2, Share({0: 1})), "layer_map: .*0 → 1"), (lambda: decode(model, ids, 2, Share({2: 1, 1: 0})), "layer_map: .*2 → 1"),
+                          (lambda: decode(model, ids, 2, Share({0: 1})), "layer_map: .*0 → 1"),
+                          (lambda: decode(model, ids, 2, Share({2: 1, 1: 0})), "layer_map: .*2 → 1"),
                           (lambda: decode(model, prefill(model, ids), 2, Share({2: 1})), "prompt: .*token ids")):
         with pytest.raises(ValueError, match=message):
             call()

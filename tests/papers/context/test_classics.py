@@ -196,7 +196,8 @@ def test_eight_bits_decode_like_the_full_cache():
     assert 0 < 10 * near < far
 
 
-@pytest.mark.parametrize("make, message", [(lambda: Quantized(3), "bits: one of 2, 4, 8"), (lambda: Quantized(4, residual=0), "residual"), (lambda: SnapKV(kernel=4), "odd kernel"),
+@pytest.mark.parametrize("make, message", [(lambda: Quantized(3), "bits: one of 2, 4, 8"), (lambda: Quantized(4, residual=0), "residual"),
+                                           (lambda: SnapKV(kernel=4), "odd kernel"),
                                            (lambda: SnapKV(window=0), "window"), (lambda: quantize(torch.tensor([[1.0, torch.nan]]), 8), "NaN"),
                                            (lambda: quantize(torch.tensor([[1.0, 1e8]]), 8), "float16"),
                                            (lambda: Quantized(4).encode(*[torch.zeros(1, 1, 2, 3)] * 2), "3 channels do not fill whole bytes")])

@@ -128,7 +128,8 @@ class Run:
         mask = columns_held(root, mask, query)
         rope = (*step.rope, apply) if step.rope and (apply := getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)) else None
         sliding = kwargs.get("sliding_window") is not None
-        layer = Layer(module.layer_idx, self.layers, key, value, query, mask, kwargs["scaling"], self.now, rope, sliding, root, root.state, self.notes, self.tally)
+        layer = Layer(module.layer_idx, self.layers, key, value, query, mask, kwargs["scaling"], self.now, rope, sliding, root, root.state, self.notes,
+                      self.tally)
         if (method := self.the("attend")) is not None and (out := method.attend(layer)) is not None:
             out = out, None
         else:
@@ -182,7 +183,9 @@ def columns_held(cache: KVLayer, mask: Tensor | None, query: Tensor) -> Tensor |
 def _attend(base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
     inner = sdpa_attention_forward if base == "sdpa" else sys.modules[type(module).__module__].eager_attention_forward
     step = kwargs.pop("kv_step", None)
-    return inner(module, query, key, value, attention_mask, **kwargs) if step is None else step.run.attend(inner, step, module, query, key, value, attention_mask, **kwargs)
+    if step is None:
+        return inner(module, query, key, value, attention_mask, **kwargs)
+    return step.run.attend(inner, step, module, query, key, value, attention_mask, **kwargs)
 
 
 for _base, _mask in MASKS.items():

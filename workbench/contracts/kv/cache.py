@@ -276,7 +276,8 @@ def claim(cache: Any, index: int, root: int | None = None) -> KVLayer | SharedLa
     root: the layer whose tokens it attends to. ValueError: a kind of cache that cannot shrink.
     """
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache) or cache.offloading:
-        raise ValueError(f"past_key_values: a dynamic cache is needed, found {type(cache).__name__}" + " with offloading" * bool(getattr(cache, "offloading", 0)))
+        how = " with offloading" if getattr(cache, "offloading", False) else ""
+        raise ValueError(f"past_key_values: a dynamic cache is needed, found {type(cache).__name__}{how}")
     while len(cache.layers) <= index:
         cache.layers.append(KVLayer())
     layer = cache.layers[index]

@@ -51,7 +51,8 @@ def choose(layers: Sequence[Layer], method: Any, forget: int = 0) -> list[Index]
     if all(rows is None for rows in visible):
         return [select(layer, s, k, forget) for layer, s, k in zip(layers, *judge(layers, method), strict=True)]
     if hasattr(method, "step"):
-        raise ValueError(f"attention_mask: {type(method).__name__} evicts while decoding, which needs prompts of equal length, without padding or sliding window")
+        raise ValueError(f"attention_mask: {type(method).__name__} evicts while decoding, which needs prompts of equal length, without padding or "
+                         "sliding window")
     found: list[list[Sequence[Tensor]]] = [[] for _ in layers]
     for b in range(len(layers[0].keys)):
         columns = [torch.arange(layer.keys.shape[2]) if rows is None else rows[b].nonzero()[:, 0] for layer, rows in zip(layers, visible, strict=True)]
@@ -68,7 +69,8 @@ def judge(layers: Sequence[Layer], method: Any) -> tuple[list[Tensor], list[int 
     for layer in layers:
         (b, h, n, _), s = layer.keys.shape, method.scores(layer)
         if tuple(s.shape) not in ((b, h, n), (b, 1, n)) or s.isnan().any():
-            raise ValueError(f"{name}.scores: numbers of shape {(b, h, n)} (batch, kv_heads, n) are needed, found {tuple(s.shape)}" + " with NaN" * bool(s.isnan().any()))
+            found = f"{tuple(s.shape)}{' with NaN' if s.isnan().any() else ''}"
+            raise ValueError(f"{name}.scores: numbers of shape {(b, h, n)} (batch, kv_heads, n) are needed, found {found}")
         scores.append(s)
     if not hasattr(method, "budgets"):
         return scores, [kept_tokens(layer.keys.shape[2], method.ratio) for layer in layers]

@@ -60,10 +60,14 @@ def prefill(model: nn.Module, ids: Tensor, until: int | None = None) -> Prefille
     with running(model) as run:
         if until is not None and not 0 <= until < run.layers:
             raise ValueError(f"until: a layer from 0 to {run.layers - 1} is needed, found {until}")
-        run.captured, run.until = [], until
-        with suppress(Reached):
-            model(ids, past_key_values=new_cache(run.layers), use_cache=True, logits_to_keep=1)
-    return Prefilled(ids, run.captured)
+        layers: list[Layer] = []
+        run.captured, run.until = layers, until
+        try:
+            with suppress(Reached):
+                model(ids, past_key_values=new_cache(run.layers), use_cache=True, logits_to_keep=1)
+        finally:  # the run may be that of a block around this call
+            run.captured, run.until = None, None
+    return Prefilled(ids, layers)
 
 
 def _compressed(model: nn.Module, prompt: Tensor | Prefilled, run: Run) -> Cache:

@@ -17,7 +17,7 @@ Quantised caches are in :mod:`.quantized`.
 # classic: snapkv | SnapKV: what the last prompt tokens attend to, pooled (Li et al.) | 2024 | classics.SnapKV
 # classic: pyramidkv | PyramidKV: SnapKV with more tokens in lower layers (Cai et al.) | 2024 | classics.PyramidKV
 # classic: key-norm | Small key norms stay (Devoto et al.) | 2024 | classics.KeyNorm
-# classic: kv-quantization | Uniform 8- and 4-bit quantisation of keys and values, one scale a token (Sheng et al., FlexGen, section 5) | 2023 | quantized.Quantized
+# classic: kv-quantization | Uniform 8- and 4-bit quantisation of keys and values, one scale a token (Sheng et al., FlexGen) | 2023 | quantized.Quantized
 # classic: kivi | KIVI: keys quantised per channel, values per token (Liu et al.) | 2024 | quantized.KIVI
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class PyramidKV(SnapKV):
     """SnapKV's scores with budgets that fall from the lowest layer to the highest (Cai et al., PyramidKV, 2024, section 3.2).
 
     Lower layers spread their attention over the whole text, higher ones gather it on few tokens. With m tokens a layer on average,
-    layer ℓ of L gets $k_\\ell = \\tfrac{m}{\\beta} + 2\\,(m - \\tfrac{m}{\\beta})\\,\\tfrac{L - 1 - \\ell}{L - 1}$, here flatter where the lowest would get more than
-    there are; the sum over layers stays L·m.
+    layer ℓ of L gets $k_\\ell = \\tfrac{m}{\\beta} + 2\\,(m - \\tfrac{m}{\\beta})\\,\\tfrac{L - 1 - \\ell}{L - 1}$, here flatter where the lowest
+    would get more than there are; the sum over layers stays L·m.
     """
 
     beta: float = 20.0

@@ -26,9 +26,10 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 
 def quantize(x: Tensor, bits: int, group: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """x (…, n, d) → codes (…, n, d·bits/8) uint8, scale and zero float16: (…, n, 1) for one a token, or (…, ⌈n/group⌉, d) for one a channel of ``group`` tokens.
+    """x (…, n, d) → codes (…, n, d·bits/8) uint8, scale and zero float16.
 
-    x ≈ zero + scale · code. Scale and zero are rounded so that they still span the values: each error is at most scale / 2.
+    Scale and zero are (…, n, 1), one a token, or (…, ⌈n/group⌉, d), one a channel of ``group`` tokens; x ≈ zero + scale · code. Both
+    are rounded so that they still span the values: each error is at most scale / 2.
     """
     n, levels = x.shape[-2], 2 ** bits - 1
     wide = x.float()
@@ -85,7 +86,9 @@ class PackedBlock(Block):
 class Quantized(Press):
     """Keys and values rounded to 2^bits levels between their least and greatest, for each token and head (Sheng et al., FlexGen, ICML 2023, section 5).
 
-    $$\\hat x = z + s\\,q, \\quad q = \\mathrm{round}\\Big(\\frac{x - z}{s}\\Big) \\in \\{0, …, 2^b - 1\\}, \\quad z = \\min_d x_d, \\quad s = \\frac{\\max_d x_d - z}{2^b - 1}$$
+    $$\\hat x = z + s\\,q, \\quad q = \\mathrm{round}\\Big(\\frac{x - z}{s}\\Big) \\in \\{0, …, 2^b - 1\\},$$
+
+    $$z = \\min_d x_d, \\quad s = \\frac{\\max_d x_d - z}{2^b - 1}$$
 
     Every error is at most s/2. A number takes b + 32/D bits, since a scale and a zero of 16 bits serve D channels: 4.5 bits at D = 64. One channel
     with large values widens s for all: that is what KIVI, rotations and decompositions are for. Tokens decoded later stay as they are until
