@@ -4,6 +4,7 @@ import json
 import re
 
 import lab_server
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -60,6 +61,27 @@ def test_the_slider_moves_by_keyboard_and_everything_follows(page):
     for old, new in zip(before, after, strict=True):
         assert old != new
     assert re.fullmatch(r'explore\("fscl", macs_removed=[\d.]+\)', after[1])
+
+
+def test_stored_settings_are_drawn_without_the_kernel(page):
+    """The kernel's process is stopped: rings and picture follow the slider all the same; when it goes on, the words do, and the rings stay."""
+    page.wait_for_timeout(1000)  # charts are sent ahead once the cells are through
+    picture = "() => JSON.stringify([...document.querySelectorAll('.wb .js-plotly-plot')].at(-1)._fullData[0].z)"
+    code = page.get_by_label("as code")
+    [kernel] = [child for child in psutil.Process().children(recursive=True) if any("ipykernel_launcher" in part for part in child.cmdline())]
+    before = rings(page), page.evaluate(picture), code.input_value()
+    kernel.suspend()
+    try:
+        slider(page).focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(1000)
+        during = rings(page), page.evaluate(picture), code.input_value()
+    finally:
+        kernel.resume()
+    assert during[0] != before[0] and during[1] != before[1] and during[2] == before[2]
+    page.wait_for_function(f"() => [...document.querySelectorAll('input')].some(i => /^explore/.test(i.value) && i.value !== {json.dumps(before[2])})")
+    page.wait_for_timeout(500)
+    assert rings(page) == during[0] and page.evaluate(picture) == during[1], "the kernel says what the browser had drawn"
 
 
 def test_the_picture_and_the_claims_are_there(page):

@@ -577,3 +577,23 @@ def test_wrong_arguments_are_named():
     mask[0, :3] = 0
     with pytest.raises(ValueError, match="attention_mask: SinkWindow"), SinkWindow(8)(model):
         generate(model, ids, attention_mask=mask)
+
+
+def test_a_method_may_bring_a_block_of_its_own():
+    """`decode` enters what the method itself gives for a model."""
+    entered = []
+
+    class Own(Press):
+        def __call__(self, model):
+            entered.append(model)
+            return super().__call__(model)
+
+    model = decoder()
+    decode(model, prompt(), 2, Own())
+    assert entered == [model]
+
+
+@pytest.mark.parametrize("act", [lambda model, ids: decode(model, ids, 1), lambda model, ids: prefill(model, ids)], ids=["decode", "prefill"])
+def test_what_is_no_decoder_is_named_before_anything_else(act):
+    with pytest.raises(TypeError, match="PreTrainedModel is needed, found Linear"):
+        act(nn.Linear(2, 2), prompt())

@@ -44,8 +44,7 @@ from .kv.files import load, save
 from .kv.layer import Layer
 
 __all__ = ["ArtifactError", "Block", "Decoded", "Dense", "Layer", "Prefilled", "Press", "Run", "decode", "kept", "kept_tokens", "load", "nbytes", "new_cache",
-           "prefill",
-           "protect", "reading", "save"]
+           "prefill", "protect", "reading", "save"]
 
 
 @dataclass(frozen=True)

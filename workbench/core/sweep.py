@@ -98,10 +98,10 @@ _pools: dict[int, tuple[dict, object]] = {}
 
 
 def pool(jobs: int):
-    """The pool of ``jobs`` workers of this process, from a forkserver that has torch loaded; a stopped task's worker is killed at once.
+    """The pool of ``jobs`` workers of this process, from a forkserver that has torch loaded (``torch._dynamo`` too: some operators load it when first
+    used, for 1.6 s a worker); a stopped task's worker is killed at once. It stays for the next sweep, so that a paper's imports and data are paid for once.
 
-    It stays for the next sweep, so that a paper's imports and data are paid for once. Another value of a ``WORKBENCH_…`` variable makes it anew: the
-    forkserver's children see the variables with which it was started.
+    Another value of a ``WORKBENCH_…`` variable makes it anew: the forkserver's children see the variables with which it was started.
     """
     import pebble
 

@@ -52,31 +52,41 @@ export default { async render({ model, el }) {
     slider = await model.widget_manager.get_model(model.get("slider").slice("IPY_MODEL_".length));
     slider.on("change:index", moved);
   };
+  const heeded = { "change:slider": follow, "change:figure": now, "change:points": now, "change:at": now, "msg:custom": heard };
   await follow();
-  model.on("change:slider", follow);
-  model.on("change:figure", now);
-  model.on("change:points", now);
-  model.on("change:at", now);
-  model.on("msg:custom", heard);
+  for (const [event, act] of Object.entries(heeded)) model.on(event, act);
   const sized = new ResizeObserver(() => el.clientWidth && base && Plotly.Plots.resize(plot));
   sized.observe(el);
   now();
   model.send({ ready: true });
-  return () => { slider.off("change:index", moved); sized.disconnect(); Plotly.purge(plot); };
+  return () => {
+    for (const [event, act] of Object.entries(heeded)) model.off(event, act);
+    slider.off("change:index", moved);
+    sized.disconnect();
+    Plotly.purge(plot);
+  };
 } };
 """
 
 
 @lru_cache(maxsize=1)
-def library() -> Widget:
-    """The widget that brings plotly.js into the page, for all charts of this kernel."""
+def _library() -> type[Widget]:
     from plotly.offline import get_plotlyjs
 
     class Library(anywidget.AnyWidget):
         _esm = (f"const module = {{ exports: {{}} }}, exports = module.exports;\n{get_plotlyjs()}\n"
                 "globalThis.workbenchPlotly = module.exports;\nexport default { render() {} };")
+        made: Widget | None = None
 
-    return Library()
+    return Library
+
+
+def library() -> Widget:
+    """The widget that brings plotly.js into the page: one for all charts of this kernel, made anew where somebody has closed it."""
+    kind = _library()
+    if kind.made is None or kind.made.comm is None:
+        kind.made = kind()
+    return kind.made
 
 
 def _keyed(content: dict[str, Any]) -> dict[str, Any]:

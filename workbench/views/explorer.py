@@ -126,9 +126,10 @@ class Explorer(Readout):
                     self.sliders[name].value, self.exact[name].value = self._nearest(name), self.state[name]
             finally:
                 self._quiet = False
-            if set(moved) - {self.over}:
+            other = bool(set(moved) - {self.over})
+            self._refresh(changed=other)
+            if other:
                 self._ahead()
-            self._refresh(changed=False)
             self._ask()
 
     def predict(self, guess: float) -> None:
@@ -163,13 +164,12 @@ class Explorer(Readout):
         """The whole view: the curve, its table, and what depends on the current point."""
         self._rows = summary.table(self.stored, self.x, self.y, self.shown, self.over)
         self.curve = figures.curve(self.m, self.state, self.shown, self.x, self.y, self.over, self._rows)
-        self.charts[0].show(self.curve)
         self.numbers_.value = self.numbers()
-        self._refresh()
+        self._refresh(curve=self.curve)
         self._ahead()
 
-    def _refresh(self, changed: bool = True) -> None:
-        """What depends on the current point alone. A setting seen before is only sent, unless what is shown there has ``changed``."""
+    def _refresh(self, changed: bool = True, curve: go.Figure | None = None) -> None:
+        """What depends on the current point alone, or a new ``curve`` with it. A setting seen before is only sent, unless what is shown there has ``changed``."""
         if changed:
             self._seen = {}
             for chart in self.charts:
@@ -178,7 +178,7 @@ class Explorer(Readout):
         grid = self.study.knob(self.over).grid
         at = grid.index(self.state[self.over]) if self.state[self.over] in grid else -1
         self.curve.data[-1].update(x=xs, y=ys)
-        self.charts[0].show(points=(xs, ys), at=at)
+        self.charts[0].show(curve, points=(xs, ys), at=at)
         self.stage.layout.display = "" if isinstance(drawn, go.Figure) else "none"
         if isinstance(drawn, go.Figure):
             self.canvas = drawn
@@ -197,8 +197,6 @@ class Explorer(Readout):
 
     def _ahead(self) -> None:
         """Sends the charts of the other stored grid points ahead, in a thread that yields to the sliders, so that moving the slider asks no kernel."""
-        for chart in self.charts:
-            chart.forget()
         threading.Thread(target=self._prepare, args=(self._seen, dict(self.state)), daemon=True).start()
 
     def _prepare(self, seen: dict, state: dict) -> None:

@@ -56,6 +56,7 @@ def _check(model: nn.Module, ids: Tensor, steps: int = 1) -> None:
 @torch.no_grad()
 def prefill(model: nn.Module, ids: Tensor, until: int | None = None) -> Prefilled:
     """Runs ``ids`` (batch, n), prompts of equal length, through the model once, or no further than the attention of layer ``until``; see `Prefilled`."""
+    attention_layers(model)
     _check(model, ids)
     with running(model) as run:
         if until is not None and not 0 <= until < run.layers:
@@ -100,14 +101,14 @@ def decode(model: nn.Module, prompt: Tensor | Prefilled, steps: int, press: Any 
     logits give their likelihood. ValueError names a wrong argument.
     """
     ids = prompt if isinstance(prompt, Tensor) else prompt.ids
+    attention_layers(model)
     _check(model, ids, steps)
     if follow is not None and follow.shape != (len(ids), steps):
         raise ValueError(f"follow: tokens of shape {(len(ids), steps)} are needed, found {tuple(follow.shape)}")
-    attention_layers(model)
     with ExitStack() as stack:
         run = stack.enter_context(running(model))
         for method in _methods(press):
-            stack.enter_context(running(model, method))
+            stack.enter_context(method(model) if callable(method) else running(model, method))  # a method may bring a block of its own
         cache = _compressed(model, prompt, run)
         tokens, logits, token = [], [], ids[:, -1:]
         for step in range(steps):

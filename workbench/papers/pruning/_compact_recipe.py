@@ -55,7 +55,7 @@ def fit(model: nn.Module, task: str, seed: int, steps: int | None = None) -> nn.
 
     def losses() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        while True:
+        while True:  # an epoch's batches from the last one on: the order in which the shipped nets saw them
             for index in reversed([part for part in torch.randperm(len(labels), generator=generator).split(BATCH[task]) if len(part) == BATCH[task]]):
                 yield loss_of(task, model(inputs[index].to(memory_format=torch.channels_last)), labels[index])
 
