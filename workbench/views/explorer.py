@@ -107,7 +107,7 @@ class Explorer(Readout):
         return widgets.VBox([widgets.HTML(f"{STYLE}<h3>{escape(self.study.name)} on {escape(self.study.track.title or self.study.track.name)}</h3>"),
                              *sliders, widgets.HBox([self.status, self.progress, self.stop, self.measure]),
                              widgets.Box(list(self.toggles.values()), layout=widgets.Layout(flex_flow="row wrap")), self.first, self.asking,
-                             self.results, self.stage, self.drawing, self.claims_, self.code, *(self.own(lambda: self.state) if self.own else ()), library()]).add_class("wb")
+                             self.results, self.stage, self.drawing, self.claims_, self.code, library(), *(self.own(lambda: self.state) if self.own else ())]).add_class("wb")
 
     def _nearest(self, name: str) -> float:
         return min(self.study.knob(name).grid, key=lambda v: abs(v - self.state[name]))
