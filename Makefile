@@ -32,7 +32,7 @@ check: $(STAMP)
 	$(WORKBENCH) check $(or $(PAPER),all)
 
 test: $(STAMP)
-	$(ONE_THREAD) $(VENV)/bin/python -m pytest $(ARGS)
+	$(ONE_THREAD) $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lab: $(STAMP)
 	$(WORKBENCH) lab
